@@ -190,9 +190,14 @@ def define_overwrite(values: flags.FlagValues) -> None:
     define_flags(values, {"overwrite": (BOOLEAN, False, text)}, OUTPUT)
 
 
+def has_records(dataset: str | None, dataset_dir: str | None) -> bool:
+    """Returns whether the flags name records, or a dataset that needs no folder."""
+    return bool(dataset_dir) or (dataset or "").startswith("tfds:")
+
+
 def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
     """Raises UserError if --dataset_dir is missing but needed."""
-    if not dataset_dir and not (dataset or "").startswith("tfds:"):
+    if not has_records(dataset, dataset_dir):
         raise UserError("--dataset_dir is required: the folder of the TFRecords")
 
 

@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.config.options import EVALUATION, HARDWARE, OUTPUT
+from deeplab_tf.serving.choices import require_engine
 
 _START = {
     "checkpoint_dir": (
@@ -72,8 +73,9 @@ def define_flags() -> absl_flags.FlagValues:
 
 
 def check(values: absl_flags.FlagValues) -> None:
-    """Raises UserError for an unknown preset."""
+    """Raises UserError for an unknown preset or a missing engine."""
     flags.read_preset(values)
+    require_engine(values.checkpoint_dir)
 
 
 def has_frozen_weights(values: absl_flags.FlagValues) -> bool:

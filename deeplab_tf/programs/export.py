@@ -17,6 +17,7 @@ import functools
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
+from deeplab_tf.arguments import join_choices
 from deeplab_tf.config import DataConfig, EvalConfig
 from deeplab_tf.config.options import (
     DATA,
@@ -25,14 +26,42 @@ from deeplab_tf.config.options import (
     OUTPUT,
     export_flag_name,
 )
-from deeplab_tf.errors import require_extra
+from deeplab_tf.errors import UserError, require_extra
 from deeplab_tf.serving.choices import (
+    FROZEN,
     MAX_PIXELS,
+    ONNX,
+    ONNX_PRECISIONS,
+    OPENVINO,
+    OPENVINO_PRECISIONS,
     PRECISIONS,
+    SAVED_MODEL,
+    TFLITE,
     TFLITE_INPUTS,
     TFLITE_OUTPUTS,
+    TFLITE_PRECISIONS,
+    ending_of,
+    require_format,
 )
 
+# Flags that apply to some formats only.
+_FORMATS_OF_FLAGS = {
+    "export_probabilities": (SAVED_MODEL, FROZEN, ONNX, OPENVINO),
+    "crop_size": (SAVED_MODEL, FROZEN, TFLITE),
+    "fold_batch_norm": (SAVED_MODEL, FROZEN),
+    "export_weights": (SAVED_MODEL,),
+    "max_pixels": (SAVED_MODEL,),
+    **dict.fromkeys(flags.RESIZING, (SAVED_MODEL, FROZEN)),
+    "tflite_input": (TFLITE,),
+    "tflite_output": (TFLITE,),
+    "quantize": (TFLITE, ONNX, OPENVINO),
+    "calibration_images": (TFLITE, ONNX, OPENVINO),
+}
+_PRECISIONS = {
+    TFLITE: TFLITE_PRECISIONS,
+    ONNX: ONNX_PRECISIONS,
+    OPENVINO: OPENVINO_PRECISIONS,
+}
 # Fields of `EvalConfig` that are part of an export.
 _INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
 _START = {
@@ -121,20 +150,47 @@ def define_flags() -> absl_flags.FlagValues:
 
 
 def check(values: absl_flags.FlagValues) -> None:
-    """Raises UserError for an unknown preset or a missing converter."""
+    """Raises UserError for an unknown preset, wrong flags or a missing converter."""
     flags.read_preset(values)
-    path = values.export_path
-    if path.endswith(".onnx"):
+    path = values.export_path.rstrip("/") or "/"
+    require_format(path)
+    _check_flags(values, path)
+    _require_converter(path, values.quantize)
+
+
+def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
+    """Raises UserError for flags that do not apply to the format of `path`."""
+    ending, precision = ending_of(path), values.quantize
+    for name, endings in _FORMATS_OF_FLAGS.items():
+        if values[name].present and ending not in endings:
+            raise UserError(f"--{name} has no effect on {path}")
+    if values["quantize"].present and precision not in _PRECISIONS[ending]:
+        raise UserError(
+            f"--quantize={precision} is not possible for {path}; use "
+            f"{join_choices(_PRECISIONS[ending])}"
+        )
+    if values["calibration_images"].present and precision != "int8":
+        raise UserError("--calibration_images has no effect without --quantize=int8")
+    is_compared = flags.has_records(values.dataset, values.dataset_dir)
+    for name in ("eval_split", "max_miou_drop"):
+        if values[name].present and not is_compared:
+            raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
+
+
+def _require_converter(path: str, precision: str) -> None:
+    """Raises UserError if the packages that write a format are not installed."""
+    ending = ending_of(path)
+    if ending == ONNX:
         needed = ["onnx", "tf2onnx"]
-        needed += ["onnxruntime"] if values.quantize == "int8" else []
+        needed += ["onnxruntime"] if precision == "int8" else []
         require_extra(needed, "export", f"{path}: ONNX files need")
-    if path.endswith(".tflite"):
+    if ending == TFLITE:
         needed = ["ai_edge_litert"]
-        needed += ["litert_quantizer"] if values.quantize != "float32" else []
+        needed += ["litert_quantizer"] if precision != "float32" else []
         require_extra(needed, "export", f"{path}: TFLite files need")
-    if path.endswith(".xml"):
+    if ending == OPENVINO:
         needed = ["openvino", "onnx", "tf2onnx"]
-        needed += ["nncf"] if values.quantize == "int8" else []
+        needed += ["nncf"] if precision == "int8" else []
         require_extra(needed, "export", f"{path}: OpenVINO files need")
 
 

@@ -6,7 +6,6 @@ import keras
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.arguments import join_choices
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
 from deeplab_tf.config.options import export_flag_name
 from deeplab_tf.data import sources
@@ -21,48 +20,20 @@ from deeplab_tf.programs.checkpoint import (
     resolve_class_info,
     restore_model,
 )
-from deeplab_tf.serving.choices import (
-    ONNX_PRECISIONS,
-    OPENVINO_PRECISIONS,
-    TFLITE_PRECISIONS,
-)
+from deeplab_tf.serving.choices import FROZEN, SAVED_MODEL, TFLITE, ending_of
 from deeplab_tf.serving.exporting import (
     ExportRequest,
     write_and_compare,
     write_artefact,
 )
 from deeplab_tf.serving.publication import (
-    FROZEN,
-    ONNX,
-    OPENVINO,
-    TFLITE,
     comparison_path,
-    ending_of,
     publish_artefact,
     require_replaceable,
 )
 from deeplab_tf.serving.saved_model import ExportOptions
 from deeplab_tf.serving.signatures import Resizing
 
-_SAVED_MODEL = ""  # a folder, so any ending
-# Flags that apply to some formats only.
-_FORMATS_OF_FLAGS = {
-    "export_probabilities": (_SAVED_MODEL, FROZEN, ONNX, OPENVINO),
-    "crop_size": (_SAVED_MODEL, FROZEN, TFLITE),
-    "fold_batch_norm": (_SAVED_MODEL, FROZEN),
-    "export_weights": (_SAVED_MODEL,),
-    "max_pixels": (_SAVED_MODEL,),
-    **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL, FROZEN)),
-    "tflite_input": (TFLITE,),
-    "tflite_output": (TFLITE,),
-    "quantize": (TFLITE, ONNX, OPENVINO),
-    "calibration_images": (TFLITE, ONNX, OPENVINO),
-}
-_PRECISIONS = {
-    TFLITE: TFLITE_PRECISIONS,
-    ONNX: ONNX_PRECISIONS,
-    OPENVINO: OPENVINO_PRECISIONS,
-}
 # Default size of a TFLite file, as in the official export.
 _FILE_SIZE = (513, 513)
 
@@ -85,31 +56,6 @@ def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
     return Resizing(*sizes) if data.min_resize_value else None
 
 
-def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
-    """Raises UserError for flags that do not apply to the format of `path`."""
-    ending = ending_of(path)
-    for name, endings in _FORMATS_OF_FLAGS.items():
-        if values[name].present and ending not in endings:
-            raise UserError(f"--{name} has no effect on {path}")
-    precision = values.quantize
-    if values["quantize"].present and precision not in _PRECISIONS[ending]:
-        raise UserError(
-            f"--quantize={precision} is not possible for {path}; use "
-            f"{join_choices(_PRECISIONS[ending])}"
-        )
-    if values["calibration_images"].present and precision != "int8":
-        raise UserError("--calibration_images has no effect without --quantize=int8")
-    for name in ("eval_split", "max_miou_drop"):
-        if values[name].present and not _has_records(values):
-            raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
-    require_replaceable(path, values.overwrite)
-
-
-def _has_records(values: absl_flags.FlagValues) -> bool:
-    is_tfds = (values.dataset or "").startswith(sources.TFDS_PREFIX)
-    return bool(values.dataset_dir) or is_tfds
-
-
 def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
     """Returns the inference protocol, adapted to the format of `path`.
 
@@ -117,7 +63,7 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
         UserError: if a file would need several inference passes.
     """
     ending = ending_of(path)
-    if ending in (_SAVED_MODEL, FROZEN):
+    if ending in (SAVED_MODEL, FROZEN):
         return evaluation
     several = evaluation.add_flipped_images or evaluation.window_size is not None
     if several or evaluation.eval_scales != (1.0,):
@@ -136,7 +82,7 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
     experiment = find_experiment(values.checkpoint_path)
     records, num_classes = None, values.num_classes
     info = experiment.info if experiment else None
-    if _has_records(values):
+    if flags.has_records(values.dataset, values.dataset_dir):
         folder, fallback = values.dataset_dir or "", flags.default_dataset(preset)
         info = sources.resolve_info(values.dataset, folder, fallback)
         split = flags.read_split(values, "eval_split", preset)
@@ -172,8 +118,9 @@ def _check_quantization(
 ) -> None:
     """Raises UserError for flags that do not apply to a quantised or exact model."""
     checkpoint = values.checkpoint_path
+    has_records = flags.has_records(values.dataset, values.dataset_dir)
     if not is_quantized(model):
-        if values.quantize == "int8" and not _has_records(values):
+        if values.quantize == "int8" and not has_records:
             raise UserError(
                 "--quantize=int8 needs --dataset_dir: the records with the images to "
                 "calibrate with; only a checkpoint of quantisation-aware training "
@@ -185,7 +132,7 @@ def _check_quantization(
             f"--calibration_images has no effect on {checkpoint}, whose ranges are "
             "trained; --quantize_delay_step=-1 calibrates its weights instead"
         )
-    if ending_of(path) != _SAVED_MODEL and values.quantize != "int8":
+    if ending_of(path) != SAVED_MODEL and values.quantize != "int8":
         raise UserError(
             f"{path} needs --quantize=int8 for a quantised {checkpoint}, or "
             "--quantize_delay_step=-1"
@@ -209,7 +156,7 @@ def main(values: absl_flags.FlagValues) -> None:
     """Exports the model, and compares it with the original if there are records."""
     flags.check_flags(values, "export")
     path = values.export_path.rstrip("/") or "/"
-    _check_flags(values, path)
+    require_replaceable(path, values.overwrite)
     request = _prepare_request(values, path)
     comparison = "not compared with the model; give --dataset_dir to do so"
     with publish_artefact(path, values.overwrite) as unfinished:

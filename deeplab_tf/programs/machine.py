@@ -24,7 +24,7 @@ def describe_machine(values: absl_flags.FlagValues, trainer: Trainer) -> str:
     """Returns a one-line summary of devices, precision and jit."""
     strategy, worker = trainer.strategy, trainer.worker
     return (
-        f"strategy: {type(strategy).__name__}, "
+        f"strategy: {type(strategy).__name__.removeprefix('_')}, "
         f"replicas: {strategy.num_replicas_in_sync}, worker {worker.index + 1} of "
         f"{worker.count}; precision: {values.precision}; "
         f"jit: {'on' if trainer.compiles else 'off'}"

@@ -21,15 +21,11 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.config.options import DATA, EVALUATION, HARDWARE, OUTPUT
-from deeplab_tf.errors import UserError, require_extra
+from deeplab_tf.errors import UserError
+from deeplab_tf.serving.choices import require_engine
 
 # Keys of `evaluation.submission.SUBMISSIONS`, which needs TensorFlow.
 _SUBMISSIONS = ("cityscapes", "pascal_voc_seg")
-_ENGINES = {
-    ".onnx": ("onnxruntime", "ONNX"),
-    ".xml": ("openvino", "OpenVINO"),
-    ".tflite": ("ai_edge_litert", "TFLite"),
-}
 _START = {
     "model": (
         *(flags.REQUIRED, None),
@@ -103,9 +99,7 @@ def define_flags() -> absl_flags.FlagValues:
 def check(values: absl_flags.FlagValues) -> None:
     """Raises UserError for flags that are invalid or contradict each other."""
     flags.read_preset(values)
-    for ending, (module, kind) in _ENGINES.items():
-        if values.model.endswith(ending):
-            require_extra([module], "export", f"{values.model}: {kind} files need")
+    require_engine(values.model)
     if bool(values.images) == bool(values.video):
         received = "both" if values.images else "neither"
         raise UserError(f"give --images or --video; received {received}")

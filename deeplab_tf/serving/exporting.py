@@ -13,12 +13,12 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.models.quantization import is_quantized
+from deeplab_tf.serving.choices import FROZEN, ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.frozen_graph import export_frozen_graph
 from deeplab_tf.serving.layer_errors import rank_layers
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.openvino_file import export_openvino
 from deeplab_tf.serving.parity import Gate, RejectedError
-from deeplab_tf.serving.publication import FROZEN, ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
 from deeplab_tf.serving.signatures import ResizingPredictor
 from deeplab_tf.serving.tflite_export import export_tflite

@@ -8,18 +8,12 @@ from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.checkpoints.tf1 import has_official_weights
 from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.choices import FROZEN, ONNX, OPENVINO, TFLITE, ending_of
 from deeplab_tf.serving.frozen_graph import FrozenGraphPredictor
 from deeplab_tf.serving.keras_predictor import KerasPredictor
 from deeplab_tf.serving.onnx_file import OnnxPredictor
 from deeplab_tf.serving.openvino_file import OpenVinoPredictor
-from deeplab_tf.serving.publication import (
-    FROZEN,
-    ONNX,
-    OPENVINO,
-    TFLITE,
-    ending_of,
-    is_saved_model,
-)
+from deeplab_tf.serving.publication import is_saved_model
 from deeplab_tf.serving.saved_model import SavedModelPredictor
 from deeplab_tf.serving.tflite import TFLitePredictor
 

@@ -17,8 +17,9 @@ from deeplab_tf.inference import Predictor
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving.artefact import Artefact, read_file
+from deeplab_tf.serving.choices import FROZEN
 from deeplab_tf.serving.constant_graph import freeze, optimize_for_cpu
-from deeplab_tf.serving.publication import FROZEN, publish_artefact, require_replaceable
+from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.saved_model import ExportOptions, SavedModelPredictor
 from deeplab_tf.serving.signatures import (
     INPUT,
@@ -72,12 +73,11 @@ def export_frozen_graph(
     # Scaled kernels may be out of the range of float16.
     folds = options.fold_batch_norm and model_precision(model) != "float16"
     network = optimize_for_cpu(model) if folds else model
-    predictor: Predictor | ResizingPredictor = Predictor(
-        network, scales, flip, crop_size, options.window
-    )
+    predictor = Predictor(network, scales, flip, crop_size, options.window)
+    resized: Predictor | ResizingPredictor = predictor
     if options.resizing is not None:
-        predictor = ResizingPredictor(predictor, options.resizing)
-    graph = _freeze_predictor(predictor, options.probabilities)
+        resized = ResizingPredictor(predictor, options.resizing)
+    graph = _freeze_predictor(resized, options.probabilities)
     if info is not None:
         constant = graph.node.add(op="Const", name=_INFO)
         constant.attr["dtype"].type = tf.string.as_datatype_enum

@@ -31,10 +31,10 @@ from deeplab_tf.serving.calibration import (
     check_calibration,
     read_samples,
 )
-from deeplab_tf.serving.choices import ONNX_PRECISIONS
+from deeplab_tf.serving.choices import ONNX, ONNX_PRECISIONS
 from deeplab_tf.serving.layer_errors import LayerError
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS, use_native_layers
-from deeplab_tf.serving.publication import ONNX, publish_artefact, require_replaceable
+from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.quantized_weights import store_integer_weights
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 

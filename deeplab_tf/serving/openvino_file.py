@@ -22,12 +22,11 @@ from deeplab_tf.serving.calibration import (
     check_calibration,
     read_samples,
 )
-from deeplab_tf.serving.choices import OPENVINO_PRECISIONS
+from deeplab_tf.serving.choices import OPENVINO, OPENVINO_PRECISIONS
 from deeplab_tf.serving.layer_errors import LayerError
 from deeplab_tf.serving.onnx_file import convert_to_onnx
 from deeplab_tf.serving.onnx_quantization import find_layers
 from deeplab_tf.serving.publication import (
-    OPENVINO,
     publish_artefact,
     require_replaceable,
     weights_path,

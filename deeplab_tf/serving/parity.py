@@ -14,11 +14,12 @@ from deeplab_tf.files.outputs import write_text
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.calibration import pad_images, read_samples
+from deeplab_tf.serving.choices import ONNX, ending_of
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.layer_errors import LayerError, format_table
 from deeplab_tf.serving.onnx_file import measure_layer_errors as measure_onnx
 from deeplab_tf.serving.openvino_file import measure_layer_errors as measure_openvino
-from deeplab_tf.serving.publication import ONNX, comparison_path, ending_of
+from deeplab_tf.serving.publication import comparison_path
 from deeplab_tf.serving.tflite_export import convert_to_tflite
 from deeplab_tf.serving.tflite_layer_errors import compute_layer_errors
 

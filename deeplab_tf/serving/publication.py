@@ -6,28 +6,13 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from deeplab_tf.arguments import join_choices
-from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.files.file_kinds import is_remote
 from deeplab_tf.serving.artefact import read_file
+from deeplab_tf.serving.choices import OPENVINO, ending_of, require_format
 
 GRAPH = "saved_model.pb"  # a file in every SavedModel
-# Endings of files; a SavedModel is a folder.
-TFLITE, ONNX, OPENVINO, FROZEN = ".tflite", ".onnx", ".xml", ".pb"
-_FILES = (TFLITE, ONNX, OPENVINO, FROZEN, KERAS)
-# Endings of files that we do not write; a SavedModel would be a folder of that name.
-_OTHER_FILES = (
-    *(".h5", ".hdf5", ".pt", ".pth", ".safetensors", ".npz", ".pkl", ".json"),
-    *(".pbtxt", ".lite", ".engine", ".mlmodel", ".mlpackage", ".bin"),
-    *(".zip", ".tar", ".gz", ".tgz"),
-)
-
-
-def ending_of(path: str) -> str:
-    """Returns the ending of a file's format, such as `.onnx`; "" for a SavedModel."""
-    return next((ending for ending in _FILES if path.endswith(ending)), "")
 
 
 def is_saved_model(path: str) -> bool:
@@ -52,11 +37,7 @@ def weights_path(path: str) -> str:
 
 def require_replaceable(path: str, overwrite: bool = False) -> None:
     """Raises UserError if `publish_artefact` would refuse a path."""
-    if path.lower().endswith(_OTHER_FILES):
-        raise UserError(
-            f"{path} has the extension of a different format; give a name ending in "
-            f"{join_choices(_FILES)}, or a folder for a SavedModel"
-        )
+    require_format(path)
     outputs.require_replaceable(path, overwrite)
     is_folder = tf.io.gfile.isdir(path)
     if tf.io.gfile.exists(path) and is_folder == bool(ending_of(path)):

@@ -29,6 +29,7 @@ from deeplab_tf.serving.calibration import (
     require_images,
 )
 from deeplab_tf.serving.choices import (
+    TFLITE,
     TFLITE_INPUTS,
     TFLITE_OUTPUTS,
     TFLITE_PRECISIONS,
@@ -38,7 +39,7 @@ from deeplab_tf.serving.native_layers import (
     NATIVE_LAYERS,
     use_native_layers,
 )
-from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
+from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES, SERVING
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 from deeplab_tf.serving.tflite_metadata import LABELS, add_metadata

@@ -9,10 +9,12 @@ import sys
 import pytest
 from conftest import ROOT
 
+from deeplab_tf.checkpoints import keras_file
 from deeplab_tf.convert import shapes
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.programs import commands
 from deeplab_tf.programs.flag_help import group_flags
+from deeplab_tf.serving import choices
 
 LISTS = ("presets", "zoo")
 PROGRAMS = [name for name in commands.COMMANDS if name not in LISTS]
@@ -22,6 +24,8 @@ import contextlib, io, json, sys
 from deeplab_tf.programs import commands
 
 printed = {}
+for missing in json.loads(sys.argv[2]):
+    sys.modules[missing] = None  # not importable
 for line in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
@@ -34,6 +38,9 @@ slow = {"tensorflow", "keras", "numpy", "scipy", "cv2", "PIL", "matplotlib", "et
 print(json.dumps([printed, sorted(slow & {*sys.modules})]))
 """
 TRAIN = "train --train_logdir=l --dataset_dir=d"
+EXPORT = "export --checkpoint_path=c --export_path"
+EVAL = "eval --dataset_dir=d --checkpoint_dir"
+PREDICT = "predict --images=i --output_dir=o --model"
 REFUSED = {
     "": "",
     "trian": "deeplab: there is no command 'trian'; similar: train, .*--help lists all",
@@ -57,20 +64,46 @@ REFUSED = {
     "doctor": "--dataset_dir is required",
     "presets camvid mobilnet": "nothing contains camvid and mobilnet; similar: ",
     "zoo vgg": "nothing contains vgg; without words, it lists all$",
+    f"{EXPORT}=m.h5": "m.h5 has the extension of a different format; give a name ",
+    f"{EXPORT}=m.onnx --crop_size=33,33": "--crop_size has no effect on m.onnx$",
+    f"{EXPORT}=m.xml --quantize=dynamic": "dynamic is not possible for m.xml; use ",
+    f"{EXPORT}=m.tflite --calibration_images=3": "no effect without --quantize=int8$",
+    f"{EXPORT}=e/ --tflite_output=logits": "--tflite_output has no effect on e$",
+    f"{EXPORT}=e --max_miou_drop=1": "--max_miou_drop needs --dataset_dir: ",
+}
+# Command line -> how the error starts, the missing package and the extra with it.
+MISSING = {
+    f"{EXPORT}=m.tflite": ("m.tflite: TFLite files need", "ai_edge_litert", "export"),
+    f"{EXPORT}=m.onnx": ("m.onnx: ONNX files need", "onnx", "export"),
+    f"{EXPORT}=m.xml": ("m.xml: OpenVINO files need", "openvino", "export"),
+    f"{EVAL}=m.tflite": ("m.tflite: TFLite files need", "ai_edge_litert", "export"),
+    f"{EVAL}=m.onnx": ("m.onnx: ONNX files need", "onnxruntime", "export"),
+    f"{EVAL}=m.xml": ("m.xml: OpenVINO files need", "openvino", "export"),
+    f"{PREDICT}=m.tflite": ("m.tflite: TFLite files need", "ai_edge_litert", "export"),
+    f"{PREDICT}=m.onnx": ("m.onnx: ONNX files need", "onnxruntime", "export"),
+    f"{PREDICT}=m.xml": ("m.xml: OpenVINO files need", "openvino", "export"),
+    f"{TRAIN} --tracker=wandb": ("--tracker=wandb needs", "wandb", "wandb"),
+    f"{TRAIN} --tracker=mlflow": ("--tracker=mlflow needs", "mlflow", "mlflow"),
+    "convert coco_voc --annotations=a --image_dir=i --split=s --output_dir=o": (
+        *("COCO annotations need", "pycocotools", "coco"),
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def printed():
-    """Output and error of each command line, from a process without TensorFlow."""
+    """Output and error of each command line.
+
+    They run in a process without TensorFlow and without the packages of `MISSING`.
+    """
     asked = [f"{name} --help" for name in (*commands.COMMANDS, "convert", "")]
     asked += [f"{name} --nonsense" for name in PROGRAMS]
     asked += ["train --helpfull", "--version", "train --version", "presets --version"]
     asked += ["presets camvid MOBILENET", "zoo ade20k"]
-    lines = json.dumps([*asked, *REFUSED])
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, lines], cwd=ROOT, capture_output=True, text=True
-    )
+    lines = json.dumps([*asked, *REFUSED, *MISSING])
+    missing = json.dumps([package for _, package, _ in MISSING.values()])
+    command = [sys.executable, "-c", SCRIPT, lines, missing]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.stderr == ""
     texts, slow = json.loads(result.stdout)
     assert slow == []
@@ -138,6 +171,16 @@ def test_mistakes_are_refused_before_tensorflow_starts(printed, line, message):
         assert error is None and re.search("DATASET|COMMAND", out)
 
 
+@pytest.mark.parametrize("line", MISSING)
+def test_missing_packages_are_reported_before_tensorflow_starts(printed, line):
+    start, package, extra = MISSING[line]
+    install = f'run pip install "deeplab_tf[{extra}]"'
+    expected = f"{start} {package}; {install} (No module named {package!r})"
+    out, error = printed[line]
+    program = re.match("convert coco_voc|[a-z]+", line)[0]
+    assert (out, error) == ("", f"deeplab {program}: {expected}")
+
+
 def test_lists_are_filtered_by_words(printed):
     text, _ = printed["presets camvid MOBILENET"]
     names = re.findall(r"^(\w+) \(", text, re.M)
@@ -164,3 +207,4 @@ def test_flags_repeat_what_slow_modules_define():
     given = [scenes[name].value for name in names]
     given[3] = tuple(map(int, given[3][0].split(",")))
     assert tuple(given) == shapes.write.__defaults__
+    assert choices.KERAS == keras_file.KERAS

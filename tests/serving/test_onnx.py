@@ -142,7 +142,7 @@ def test_layers_are_quantised_one_by_one(path, tiny_model, tmp_path):
     name = max(errors, key=errors.__getitem__)
     left = measure([name])
     assert left.pop(name) < errors.pop(name) / 100
-    # Rounding in one layer does not change the others.
+    # Rounding in one layer does not change the rest.
     assert sum(left[x] == pytest.approx(errors[x], rel=1e-3) for x in left) > 10
     assert max(measure(names).values()) < 1e-5
 
