@@ -236,7 +236,10 @@ class SavedModelPredictor(Artefact):
                     f"{format_size(self._input.shape)}; received "
                     f"{format_size(images.shape)}"
                 )
-        results = [signature(**{INPUT: part})[output].numpy() for part in parts]
+        try:
+            results = [signature(**{INPUT: part})[output].numpy() for part in parts]
+        except tf.errors.InvalidArgumentError as error:
+            raise UserError(f"{self._path} cannot be run: {one_line(error)}") from error
         return np.concatenate(results)
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
