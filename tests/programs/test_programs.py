@@ -203,7 +203,7 @@ def test_programs_suggest_what_to_run_next(pipeline, tiny_records):
         ),
         ("predict", [f"--model={logs}", "--images=IMAGES", "--output_dir=OUT"]),
     ]
-    model = f"--model={folder}/frozen_graph"
+    model = f"--model={folder}/frozen_graph.pb"
     assert find_suggestions(pipeline.err["export"]) == [
         ("predict", [model, "--images=IMAGES", "--output_dir=OUT"])
     ]
