@@ -19,7 +19,7 @@ from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor
 from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.serving.constant_graph import optimize_for_cpu
+from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 
 CROP = (513, 513)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

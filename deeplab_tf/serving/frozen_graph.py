@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 from google.protobuf.message import DecodeError
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
 
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.options import SCALES, SIDE
@@ -18,7 +21,7 @@ from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving.artefact import Artefact, read_file
 from deeplab_tf.serving.choices import FROZEN
-from deeplab_tf.serving.constant_graph import freeze, optimize_for_cpu
+from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.saved_model import ExportOptions, SavedModelPredictor
 from deeplab_tf.serving.signatures import (
@@ -97,7 +100,8 @@ def _freeze_predictor(
         return [tf.identity(x, name) for name, x in function(images).items()]
 
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
-    return freeze(concrete).graph.as_graph_def()
+    # Clients expect TF1's primitive loops and branches, to which this lowers them.
+    return convert_variables_to_constants_v2(concrete).graph.as_graph_def()
 
 
 class FrozenGraphPredictor(SavedModelPredictor):

@@ -21,7 +21,7 @@ from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving import warmup
 from deeplab_tf.serving.artefact import Artefact, format_size
-from deeplab_tf.serving.constant_graph import optimize_for_cpu
+from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 from deeplab_tf.serving.encoded import Bounds
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import (

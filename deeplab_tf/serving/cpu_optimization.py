@@ -9,16 +9,13 @@ import collections
 import keras
 import tensorflow as tf
 from keras import layers
-from tensorflow.python.framework.convert_to_constants import (
-    convert_variables_to_constants_v2,
-)
 
 from deeplab_tf.models.folding import fold_batch_norm, trace_nested_calls
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
-class PhasedDepthwiseConv2D(layers.DepthwiseConv2D):
+class PolyphaseDepthwiseConv2D(layers.DepthwiseConv2D):
     """An atrous depthwise convolution, computed as a dense one on each phase.
 
     TensorFlow does the same but first pads the features by the rate; at rate 18, 33x33
@@ -53,7 +50,7 @@ class ReluOfSum(layers.Activation):
         return tf.maximum(x, tf.zeros([], x.dtype))
 
 
-_LAYER_TYPES = NATIVE_LAYERS | {layers.DepthwiseConv2D: PhasedDepthwiseConv2D}
+_LAYER_TYPES = NATIVE_LAYERS | {layers.DepthwiseConv2D: PolyphaseDepthwiseConv2D}
 
 
 def _find_relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
@@ -84,16 +81,3 @@ def optimize_for_cpu(model: keras.Model) -> keras.Model:
         return _LAYER_TYPES.get(type(layer), type(layer))
 
     return fold_batch_norm(model, replace_type)
-
-
-def freeze(
-    function: tf.types.experimental.ConcreteFunction, lower_control_flow: bool = True
-) -> tf.types.experimental.ConcreteFunction:
-    """Returns a function whose variables are constants of its graph.
-
-    TensorFlow 2 has no public name for this. `lower_control_flow` turns loops and
-    branches into TF1's primitive operations, which clients of frozen graphs expect.
-    """
-    return convert_variables_to_constants_v2(
-        function, lower_control_flow=lower_control_flow
-    )

@@ -17,8 +17,8 @@ from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.layers import activate, conv_bn_act, head_style
 from deeplab_tf.models.variables import leaf_layers
-from deeplab_tf.serving.constant_graph import (
-    PhasedDepthwiseConv2D,
+from deeplab_tf.serving.cpu_optimization import (
+    PolyphaseDepthwiseConv2D,
     ReluOfSum,
     optimize_for_cpu,
 )
@@ -45,12 +45,15 @@ def test_polyphase_depthwise_convolution_matches_keras(options, size):
     if options.get("padding") == "valid" and min(size) < 5:
         pytest.skip("the image is smaller than the kernel")
     options = {"kernel_size": 3, "padding": "same", "use_bias": False, **options}
-    phased, plain = PhasedDepthwiseConv2D(**options), layers.DepthwiseConv2D(**options)
-    for layer in (phased, plain):
+    polyphase, plain = (
+        PolyphaseDepthwiseConv2D(**options),
+        layers.DepthwiseConv2D(**options),
+    )
+    for layer in (polyphase, plain):
         layer.build(x.shape)
     plain.set_weights([random(*w.shape) for w in plain.get_weights()])
-    phased.set_weights(plain.get_weights())
-    np.testing.assert_allclose(phased(x), plain(x), rtol=0, atol=1e-5)
+    polyphase.set_weights(plain.get_weights())
+    np.testing.assert_allclose(polyphase(x), plain(x), rtol=0, atol=1e-5)
 
 
 def residual_model():
@@ -88,9 +91,9 @@ def test_relus_of_shared_sums_are_replaced():
 
 RUN = """
 import sys
-import quiet_tensorflow, test_constant_graph as tests, tensorflow as tf
+import quiet_tensorflow, test_cpu_optimization as tests, tensorflow as tf
 from deeplab_tf.models.folding import fold_batch_norm
-from deeplab_tf.serving.constant_graph import optimize_for_cpu
+from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 for make in (optimize_for_cpu, fold_batch_norm):
     network = tf.function(make(tests.residual_model()), autograph=False)
     images = tf.constant(tests.random(1, 9, 11, 3))
