@@ -45,7 +45,7 @@ model.compile(
     deeplab_tf.SegmentationLoss(),
     metrics=[deeplab_tf.MeanIoU(num_classes=2)],
 )
-model.fit(train, steps_per_epoch=steps // epochs, epochs=epochs)
+model.fit(train, steps_per_epoch=steps // epochs, epochs=epochs, shuffle=False)
 model.save(root / "model.keras")
 
 scores = deeplab_tf.evaluate(model, val)
