@@ -50,7 +50,6 @@ CASES = [
             ((*EXPORT, f"--export_path={path}"), "a.txt")
             for path in (".", "./", "..", "../..", "/", "{home}", "{home}/", "link")
         ],
-        "path is empty": [((*EXPORT, "--export_path=.pb"), "a.txt")],
         FOREIGN: [
             ((*EXPORT, "--export_path=out"), "out/thesis.tex"),
             ((*EXPORT, "--export_path=notes"), "notes"),
@@ -59,7 +58,6 @@ CASES = [
             ((*EXPORT, "--export_path=out"), "out.parity.json"),
             ((*EXPORT, "--export_path=out"), "out.refused.json"),
             ((*EXPORT, "--export_path=link_to_out"), "out/saved_model.pb"),
-            ((*EXPORT, "--export_path=out.tflite"), "out.tflite"),
             ((*EXPORT, "--export_path=out.keras"), "out.keras"),
             ((*EXPORT, "--export_path=out.pb"), "out.pb"),
             (PREDICT, "out/a_label.png"),

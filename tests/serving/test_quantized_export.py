@@ -154,6 +154,7 @@ def test_openvino_file_has_the_scales(quantized, feature_scales, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_quantised_models_take_no_images(quantized, tmp_path, precision):
+    pytest.importorskip("ai_edge_litert")
     calibration = photos(1) if precision == "int8" else None
     message = f"only be exported as int8, without .* received {precision} with"
     path = str(tmp_path / "model.tflite")
