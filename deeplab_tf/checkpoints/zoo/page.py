@@ -55,7 +55,7 @@ a different split, and `--images=20` makes a quick trial.
 - **parameters**: trainable ones, in millions. Backbones have a DeepLabv3+ head with 21 classes.
 - **multiply-adds**: billions for one image at scale 1, not mirrored; the exact count
   ([published counts](complexity.md) use a different convention).
-- **CPU s**: processor time for the same image, summed over cores; empty if not measured. Exported
+- **CPU s**: processor time for the same image, summed over cores. Exported
   models are faster ([performance](performance.md#inference)).
 
 `python -m benchmarks.zoo_time` measured the CPU times
@@ -89,7 +89,6 @@ def _read_results(path: pathlib.Path) -> tuple[dict, str]:
 
 def _format_row(checkpoint: ZooCheckpoint, preset: Preset, results: dict) -> list[str]:
     published, measured = preset.published, results[_find_key(preset)]
-    seconds = measured["processor_seconds"]  # None: not measured yet
     protocol = describe_protocol(preset)
     if checkpoint.is_pretrained_backbone:
         protocol = f"none; pretrained on {preset.start}"
@@ -103,7 +102,7 @@ def _format_row(checkpoint: ZooCheckpoint, preset: Preset, results: dict) -> lis
         VERIFIED.get(checkpoint.name, "outputs"),
         f"{measured['parameters'] / 1e6:.2f}",
         f"{measured['multiply_adds'] / 1e9:.2f}",
-        "" if seconds is None else f"{seconds:.2g}",
+        f"{measured['processor_seconds']:.2g}",
     ]
 
 
