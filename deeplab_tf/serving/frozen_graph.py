@@ -18,12 +18,14 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.checks import BUILT
-from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving.artefact import Artefact, read_file
 from deeplab_tf.serving.choices import FROZEN
-from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
-from deeplab_tf.serving.saved_model import ExportOptions, SavedModelPredictor
+from deeplab_tf.serving.saved_model import (
+    ExportOptions,
+    SavedModelPredictor,
+    prepare_network,
+)
 from deeplab_tf.serving.signatures import (
     INPUT,
     OUTPUT,
@@ -73,9 +75,7 @@ def export_frozen_graph(
         )
     require_replaceable(path)
     options = options or ExportOptions()
-    # Scaled kernels may be out of the range of float16.
-    folds = options.fold_batch_norm and model_precision(model) != "float16"
-    network = optimize_for_cpu(model) if folds else model
+    network = prepare_network(model, options)
     predictor = Predictor(network, scales, flip, crop_size, options.window)
     resized: Predictor | ResizingPredictor = predictor
     if options.resizing is not None:
