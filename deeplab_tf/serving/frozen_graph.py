@@ -18,12 +18,12 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.checks import BUILT
-from deeplab_tf.serving.artefact import Artefact, read_file
+from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.choices import FROZEN
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.saved_model import (
     ExportOptions,
-    SavedModelPredictor,
+    GraphPredictor,
     prepare_network,
 )
 from deeplab_tf.serving.signatures import (
@@ -104,7 +104,7 @@ def _freeze_predictor(
     return convert_variables_to_constants_v2(concrete).graph.as_graph_def()
 
 
-class FrozenGraphPredictor(SavedModelPredictor):
+class FrozenGraphPredictor(GraphPredictor):
     """A frozen graph, official or ours, loaded for evaluation and prediction.
 
     Labels come from `SemanticPredictions:0`; probabilities from
@@ -125,21 +125,17 @@ class FrozenGraphPredictor(SavedModelPredictor):
                 "frozen graph labels images"
             )
         image = graph.graph.get_tensor_by_name(f"{INPUT}:0")
-        self._input = tf.TensorSpec(image.shape, image.dtype, INPUT)
-        self._serve = _make_signature(graph, OUTPUT)
-        has_scores, classes = PROBABILITIES in names, None
-        if has_scores:
-            self._score = _make_signature(graph, PROBABILITIES)
-            scores = graph.graph.get_tensor_by_name(f"{PROBABILITIES}:0")
-            classes = scores.shape[-1]
-        # Not that of a SavedModel, whose signatures it would look for.
-        Artefact.__init__(
-            self,
+        score, classes = None, None
+        if PROBABILITIES in names:
+            score = _make_signature(graph, PROBABILITIES)
+            classes = graph.graph.get_tensor_by_name(f"{PROBABILITIES}:0").shape[-1]
+        super().__init__(
             path,
-            self._input.shape[-1],
+            _make_signature(graph, OUTPUT),
+            score,
+            tf.TensorSpec(image.shape, image.dtype, INPUT),
+            "frozen graph",
             _find_info(content, path),
-            {"artefact": "frozen graph"},
-            has_scores,
             classes,
         )
 

@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -193,39 +194,43 @@ def _write_description(
         tf1.save_tf1_checkpoint(model, os.path.join(folder, tf1.NAME))
 
 
-class SavedModelPredictor(Artefact):
-    """A SavedModel, loaded for evaluation and prediction.
+class GraphPredictor(Artefact):
+    """A TensorFlow graph that labels images.
 
-    Labels come from the signature `serving_default`, from `ImageTensor` to
-    `SemanticPredictions`; probabilities from the output `SemanticProbabilities` of that
-    signature or of one called `probabilities`. Pixels are rounded if the input is
-    uint8.
-
-    Raises:
-        UserError: if the SavedModel is damaged, or has other inputs or outputs.
+    Args:
+        path: The export, for errors.
+        serve: Function from `ImageTensor` to `SemanticPredictions`, by name.
+        score: Function from `ImageTensor` to `SemanticProbabilities`, if any.
+        image: Shape and type of `ImageTensor`. Pixels are rounded if it is uint8.
+        kind: Name of the format.
+        info: Class names and colours, if any.
+        num_classes: Number of probabilities, if any.
     """
 
-    def __init__(self, path: str):
-        # Keeps the variables alive, which a signature does not.
-        self._loaded = _load(path)
-        self._serve = _find_labels_signature(self._loaded, path)
-        self._score = _find_probabilities_signature(self._loaded)
-        self._input = _input_specs(self._serve)[INPUT]
-        classes = None
-        if self._score:
-            classes = self._score.structured_outputs[PROBABILITIES].shape[-1]
+    def __init__(
+        self,
+        path: str,
+        serve: Callable,
+        score: Callable | None,
+        image: tf.TensorSpec,
+        kind: str,
+        info: DatasetInfo | None,
+        num_classes: int | None,
+    ):
+        self._serve, self._input = serve, image
+        self._score: Any = score  # not called if None
         super().__init__(
             path,
-            channels=self._input.shape[-1],
-            info=read_export_info(path),
-            protocol={"artefact": "SavedModel"},
-            gives_probabilities=self._score is not None,
-            num_classes=classes,
+            channels=image.shape[-1],
+            info=info,
+            protocol={"artefact": kind},
+            gives_probabilities=score is not None,
+            num_classes=num_classes,
         )
 
     def _run(
         self,
-        signature: tf.types.experimental.ConcreteFunction,
+        signature: Callable,
         output: str,
         images: np.ndarray,
     ) -> np.ndarray:
@@ -252,6 +257,35 @@ class SavedModelPredictor(Artefact):
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         return self._run(self._score, PROBABILITIES, images)
+
+
+class SavedModelPredictor(GraphPredictor):
+    """A SavedModel, loaded for evaluation and prediction.
+
+    Labels come from the signature `serving_default`, from `ImageTensor` to
+    `SemanticPredictions`; probabilities from the output `SemanticProbabilities` of that
+    signature or of one called `probabilities`. Pixels are rounded if the input is
+    uint8.
+
+    Raises:
+        UserError: if the SavedModel is damaged, or has other inputs or outputs.
+    """
+
+    def __init__(self, path: str):
+        # Keeps the variables alive, which a signature does not.
+        self._loaded = _load(path)
+        serve = _find_labels_signature(self._loaded, path)
+        score = _find_probabilities_signature(self._loaded)
+        classes = score and score.structured_outputs[PROBABILITIES].shape[-1]
+        super().__init__(
+            path,
+            serve,
+            score,
+            _input_specs(serve)[INPUT],
+            "SavedModel",
+            read_export_info(path),
+            classes,
+        )
 
 
 def _load(path: str) -> tf.Module:
