@@ -113,7 +113,7 @@ _FORMATS = {
     "export_probabilities": (
         *(flags.BOOLEAN, False),
         "Ours: also return SemanticProbabilities, in a SavedModel's serving_default, "
-        "an ONNX or an OpenVINO file.",
+        "a frozen graph, an ONNX or an OpenVINO file.",
     ),
     "fold_batch_norm": (
         *(flags.BOOLEAN, True),
