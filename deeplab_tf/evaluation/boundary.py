@@ -172,10 +172,10 @@ class BoundaryIoU:
         """Returns the scores, ready for JSON.
 
         Returns:
-            `ratio`; `boundary_iou`, the mean over all classes that are not absent (None
-            if all are); and `per_class`, 0..1, None for absent classes.
+            `ratio`; `boundary_iou`, the mean over all classes with a boundary (None if
+            there are none); and `per_class`, 0..1, None for classes without a boundary.
         """
-        ious = confusion.iou_per_class(self.counts)[:-1].tolist()
+        ious = confusion.iou_of_union(self.counts)[:-1].tolist()
         present = [iou for iou in ious if not np.isnan(iou)]
         return {
             "ratio": self._ratio,

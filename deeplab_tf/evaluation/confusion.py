@@ -40,7 +40,16 @@ def confusion_matrix(
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     """Returns class IoU from a confusion matrix `[truth, prediction]`.
 
-    NaN for absent classes, those in neither ground truth nor prediction.
+    NaN for absent classes, those without ground truth, even if they are predicted.
+    """
+    return np.where(confusion.sum(1) > 0, iou_of_union(confusion), np.nan)
+
+
+def iou_of_union(confusion: np.ndarray) -> np.ndarray:
+    """Returns the IoUs that `mean_iou` averages.
+
+    Unlike in `iou_per_class`, a class that is only predicted has an IoU of 0; NaN for
+    classes in neither ground truth nor prediction.
     """
     hits, truth, predicted = _count_classes(confusion)
     return _divide(hits, truth + predicted - hits)
@@ -77,8 +86,8 @@ def _divide(dividend: np.ndarray, divisor: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Returns the mean IoU over all classes that are not absent."""
-    return float(np.nanmean(iou_per_class(confusion)))
+    """Returns the mean IoU over all classes in ground truth or prediction."""
+    return float(np.nanmean(iou_of_union(confusion)))
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:

@@ -159,9 +159,11 @@ class Evaluator:
 
         Returns:
             `images`, `miou`, `pixel_accuracy`, `frequency_weighted_iou`,
-            `iou_per_class`, `accuracy_per_class` and `f_score_per_class` (None for
-            absent classes), `confusion_matrix` (rows are the ground truth) and
-            `protocol`.
+            `iou_per_class` and `accuracy_per_class` (None for classes without ground
+            truth), `f_score_per_class` (None if they are not predicted either),
+            `confusion_matrix` (rows are the ground truth) and `protocol`. As in the
+            official code, `miou` counts classes that are only predicted with an IoU of
+            0.
 
         Raises:
             UserError: if there are no pixels to score.

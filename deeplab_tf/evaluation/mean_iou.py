@@ -146,27 +146,32 @@ class MeanIoU(keras.metrics.Metric):
         self.weighted_counts.assign(self.weighted_counts + added + poison)
 
     def result(self) -> Tensor:
-        """Returns the mean IoU, 0..1, over the target classes that are not absent."""
+        """Returns the mean IoU, 0..1, over the target classes that are present.
+
+        These have pixels in labels or predictions; see `confusion.mean_iou`.
+        """
         targets = list(self.target_class_ids)
-        hits, union = (ops.take(x, targets) for x in self._count_classes())
+        hits, truth, predicted = (ops.take(x, targets) for x in self._count_classes())
+        union = truth + predicted - hits
         present = union != 0
         iou = hits / ops.where(present, union, 1)
         mean = ops.sum(iou) / ops.maximum(ops.sum(ops.cast(present, iou.dtype)), 1)
         return ops.cast(mean, "float32")
 
     def iou_per_class(self) -> Tensor:
-        """Returns the IoU of each class, float32 `[num_classes]`; NaN if absent.
+        """Returns the IoU of each class, float32 `[num_classes]`.
 
-        Equals `confusion.iou_per_class`, which takes arrays.
+        NaN for classes without labels. Equals `confusion.iou_per_class`, which takes
+        arrays.
         """
-        hits, union = self._count_classes()
-        return ops.cast(hits / ops.where(union == 0, float("nan"), union), "float32")
+        hits, truth, predicted = self._count_classes()
+        union = ops.where(truth == 0, float("nan"), truth + predicted - hits)
+        return ops.cast(hits / union, "float32")
 
-    def _count_classes(self) -> tuple[Tensor, Tensor]:
-        """Returns intersection and union of ground truth and prediction by class."""
+    def _count_classes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the correct, ground-truth and predicted pixels of each class."""
         counts = ops.cast(self.counts, _find_widest("float")) + self.weighted_counts
-        hits = ops.diagonal(counts)
-        return hits, ops.sum(counts, 0) + ops.sum(counts, 1) - hits
+        return ops.diagonal(counts), ops.sum(counts, 1), ops.sum(counts, 0)
 
     def get_config(self) -> dict:
         """Returns the constructor arguments."""

@@ -60,9 +60,11 @@ def test_absent_class_is_excluded(count):
     assert mean_iou(counts) == pytest.approx(1 / 3)
 
 
-def test_class_that_is_only_predicted_has_iou_0(count):
-    counts = count([0, 0], [0, 1], 2, 255)
-    np.testing.assert_allclose(iou_per_class(counts), [1 / 2, 0])
+def test_class_that_is_only_predicted_is_absent_but_lowers_the_mean(count):
+    # The official eval.py: NaN where true positives + false negatives are 0, while
+    # tf.metrics.mean_iou averages over classes with a union, here (1/2 + 0) / 2.
+    counts = count([0, 0], [0, 1], 3, 255)
+    np.testing.assert_array_equal(iou_per_class(counts), [1 / 2, np.nan, np.nan])
     assert mean_iou(counts) == 1 / 4
 
 

@@ -122,6 +122,13 @@ def test_iou_per_class():
     assert float(metric.result()) == pytest.approx(1 / 3)
 
 
+def test_class_that_is_only_predicted_has_no_iou_but_lowers_the_mean():
+    metric = MeanIoU(3)
+    metric.update_state([[[0, 0]]], [[[0, 1]]])
+    np.testing.assert_array_equal(metric.iou_per_class(), [1 / 2, np.nan, np.nan])
+    assert float(metric.result()) == 1 / 4
+
+
 @pytest.mark.parametrize(("targets", "mean"), [([1], 2 / 3), ([1, 3], 2 / 3), ([3], 0)])
 def test_absent_targets_are_left_out(targets, mean):
     metric = MeanIoU(4, target_class_ids=targets)
