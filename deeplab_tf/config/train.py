@@ -56,8 +56,8 @@ class TrainConfig:
     learning_power: float = option(
         0.9, NOT_NEGATIVE, "Exponent of the poly schedule (DeepLabv3, Sec. 4.1)."
     )
-    decay_steps: int = option(
-        0,
+    decay_steps: float = option(
+        0.0,
         NOT_NEGATIVE,
         "Length of the poly schedule in steps; 0 means all steps after the slow start.",
     )

@@ -7,7 +7,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from deeplab_tf.arguments import check_arguments
-from deeplab_tf.config.options import COUNT, NOT_NEGATIVE
+from deeplab_tf.config.options import NOT_NEGATIVE, POSITIVE
 from deeplab_tf.models.tensors import Tensor
 
 
@@ -69,7 +69,7 @@ class PolySchedule(SlowStart):
 
     @check_arguments(
         base_learning_rate=NOT_NEGATIVE,
-        steps=COUNT,
+        steps=POSITIVE,
         power=NOT_NEGATIVE,
         end_learning_rate=NOT_NEGATIVE,
         slow_start_steps=NOT_NEGATIVE,
@@ -78,7 +78,7 @@ class PolySchedule(SlowStart):
     def __init__(
         self,
         base_learning_rate: float = 0.007,
-        steps: int = 30000,
+        steps: float = 30000,
         power: float = 0.9,
         end_learning_rate: float = 0.0,
         slow_start_steps: int = 0,

@@ -46,6 +46,13 @@ def test_poly_policy_applies_end_rate_power_and_decay_steps():
     assert rate_at(4, **options) == rate_at(400, **options) == pytest.approx(0.02)
 
 
+def test_poly_policy_takes_fractions_of_decay_steps():
+    # TF1's polynomial_decay with decay_steps=2.5: 0.1 * (1 - 1 / 2.5) ** 0.9
+    options = {"base_learning_rate": 0.1, "decay_steps": 2.5, "slow_start_step": 3}
+    assert rate_at(4, **options) == pytest.approx(0.1 * 0.6314459, rel=1e-5)
+    assert rate_at(6, **options) == 0.0
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [(0, 0.3), (3, 0.3), (4, 0.1), (7, 0.1 * 0.5358867), (10, 0.0)],
