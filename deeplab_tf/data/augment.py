@@ -75,8 +75,9 @@ def draw_crop(uniform, smallest, largest, step) -> RandomCrop:
     elif step == 0:
         scale = smallest + (largest - smallest) * uniform[0]
     else:
-        # Spaced as in the official code, even if `step` does not divide the range.
-        count = int((largest - smallest) / step + 1 + 1e-6)  # 0.7 / 0.1 is below 7
+        # Number and spacing are those of the official code, even if the division is
+        # inexact: 0.5 to 1.2 by 0.1 gives 7 scales, because 0.7 / 0.1 is below 7.
+        count = int((largest - smallest) / step + 1)
         scales = tf.cast(np.linspace(smallest, largest, count), tf.float32)
         chosen = tf.minimum(tf.cast(uniform[0] * count, tf.int32), count - 1)
         scale = tf.gather(scales, chosen)

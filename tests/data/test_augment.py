@@ -191,19 +191,23 @@ def test_crop_first_equals_scale_first_on_large_images():
 
 
 @pytest.mark.parametrize(
-    ("largest", "step", "scales"),
-    # Although (1.2 - 0.5) / 0.1 is less than 7 in floating point.
+    ("smallest", "largest", "step", "scales"),
     [
-        (2.0, 0.25, [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]),
-        (1.2, 0.1, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]),
+        (0.5, 2.0, 0.25, [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]),
+        # (1.5 - 0.8) / 0.1 is below 7 in floating point: the official code draws from
+        # int(7.999...) = 7 scales, evenly spaced by 0.7 / 6.
+        (0.8, 1.5, 0.1, [0.8 + i * 0.7 / 6 for i in range(7)]),
+        # int(1.5 / 0.4 + 1) = 4 scales, 0.5 apart.
+        (0.5, 2.0, 0.4, [0.5, 1.0, 1.5, 2.0]),
     ],
 )
-def test_scales_are_multiples_of_the_step(largest, step, scales):
-    scales_drawn = [draw.scale for draw in draw_crops(400, 0.5, largest, step)]
+def test_number_of_scales_is_that_of_official_code(smallest, largest, step, scales):
+    scales_drawn = [draw.scale for draw in draw_crops(400, smallest, largest, step)]
     values, counts = np.unique(scales_drawn, return_counts=True)
     np.testing.assert_allclose(values, scales, rtol=1e-6)
-    # Uniform: 400 / 7 or 400 / 8 times each, within four standard deviations.
-    assert counts.min() >= 25 and counts.max() <= 90
+    # Uniform, within four standard deviations of the binomial distribution.
+    mean, share = 400 / len(scales), 1 / len(scales)
+    assert np.abs(counts - mean).max() <= 4 * np.sqrt(mean * (1 - share))
 
 
 def test_zero_scale_step_samples_continuous_scales():
