@@ -28,6 +28,7 @@ DEPTHS = {"high_level": 32, 4: 16, 8: 24, 16: 28}
 def strided_backbone(image, output_stride, **_):
     """Returns the feature maps of a backbone, each from one convolution."""
     strides = {"high_level": output_stride, 4: 4, 8: 8, 16: 16}
+    strides = {key: min(stride, output_stride) for key, stride in strides.items()}
     return {
         key: keras.layers.Conv2D(
             DEPTHS[key],
@@ -128,7 +129,12 @@ def hard_sigmoid(x):
 
 def resize_like(x, like):
     """Resizes `x` to the size of another tensor with TensorFlow's own op."""
-    return tf.raw_ops.ResizeBilinear(images=x, size=like.shape[1:3], align_corners=True)
+    return resize(x, like.shape[1:3])
+
+
+def resize(x, size):
+    """Resizes `x` with TensorFlow's own op."""
+    return tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True)
 
 
 def window_means(x, window, strides):
@@ -149,16 +155,19 @@ def window_means(x, window, strides):
     )
 
 
-def decode(x, low_level, w, levels, add=False, act=tf.nn.relu):
+def decode(x, low_level, w, levels, add=False, act=tf.nn.relu, sizes=None):
     """Returns the output of the decoder.
 
     Args:
         levels: Scopes of each level: the projection, then the convolutions.
         add: Adds the low-level features after the convolution instead of joining them.
         act: The activation.
+        sizes: Height and width of each level; None means those of the features.
     """
-    for low, (projection, *scopes) in zip(low_level, levels, strict=True):
+    sizes = sizes or [low.shape[1:3] for low in low_level]
+    for low, (projection, *scopes), size in zip(low_level, levels, sizes, strict=True):
         reduced = conv(low, w, f"decoder/{projection}", act=act)
+        reduced = resize(reduced, size)
         x = resize_like(x, reduced)
         if not add:
             x = tf.concat([x, reduced], -1)

@@ -88,8 +88,8 @@ class ContextConfig:
     )
     squeeze_and_excitation: bool = option(
         False,
-        help="Use the image-level features to gate the other branches instead of "
-        "concatenating them (LR-ASPP, 1905.02244, Fig. 10).",
+        help="Use the image-level features, if any, to gate the other branches instead "
+        "of concatenating them (LR-ASPP, 1905.02244, Fig. 10).",
         flag="aspp_with_squeeze_and_excitation",
     )
     hard_sigmoid: bool = option(
@@ -109,11 +109,6 @@ class ContextConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         require(
-            self.image_level or not self.squeeze_and_excitation,
-            f"{name_option(self, 'squeeze_and_excitation')} needs "
-            f"{name_option(self, 'image_level')}",
-        )
-        require(
             self.aspp or not self.dense_prediction_cell,
             "a dense prediction cell replaces the ASPP, so it needs "
             f"{name_option(self, 'aspp')}; received False",
@@ -124,6 +119,11 @@ class ContextConfig:
                 f"branch {i} of the dense prediction cell needs an input of -1"
                 f"{f' to {i - 1}' if i else ''}; received {branch.input}",
             )
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether image-level features gate the other branches (LR-ASPP)."""
+        return self.image_level and self.squeeze_and_excitation
 
 
 @document_fields

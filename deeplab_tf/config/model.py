@@ -20,7 +20,7 @@ from deeplab_tf.config.options import (
 from deeplab_tf.config.parsing import parse_numbers
 from deeplab_tf.errors import UserError, suggest_similar
 
-_OUTPUT_STRIDES = (8, 16, 32)
+_OUTPUT_STRIDES = (2, 4, 8, 16, 32)
 _CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with 1, 2 and 3 cascade blocks
 _ALL_OUTPUT_STRIDES = _OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
 # DeepLabv3 (1706.05587) Sec. 3.3: (6, 12, 18) at output stride 16, doubled at 8.
@@ -67,8 +67,9 @@ class ModelConfig:
     )
     output_stride: int = option(
         16,
-        help="Image size over backbone feature size: 8, 16 or 32; each cascade block "
-        "allows one more doubling.",
+        help="Image size over backbone feature size: 8, 16 or 32; 2 (not a ResNet) and "
+        "4 also work, except with mobilenet_edgetpu; each cascade block allows one "
+        "more doubling.",
     )
     channels: int = option(
         3,
@@ -207,6 +208,7 @@ class ModelConfig:
         needed = cascaded.index(output_stride) + 1 if output_stride in cascaded else 0
         hint = f"; {output_stride} needs cascade_blocks={needed}" if needed else ""
         choices = _OUTPUT_STRIDES + cascaded[: self.cascade_blocks]
+        choices = tuple(s for s in choices if s >= self.traits.least_output_stride)
         require(
             output_stride in choices,
             f"output_stride must be {join_choices(choices)}; received "
@@ -223,14 +225,9 @@ class ModelConfig:
             f"{self.backbone} has low-level features at the strides {list(offered)}; "
             f"received {decoder_strides} {list(strides)}",
         )
-        require(
-            max(strides, default=0) <= self.output_stride,
-            f"{decoder_strides} {list(strides)} must not exceed output_stride "
-            f"{self.output_stride}",
-        )
         context = self.context
         require(
-            context.projection or not (context.squeeze_and_excitation and rates),
+            context.projection or not (context.has_gate and rates),
             f"{name_option(context, 'squeeze_and_excitation')} needs "
             f"{name_option(context, 'projection')} or no {aspp_rates}, so that the "
             f"depths match; received {list(rates)}",
@@ -242,7 +239,7 @@ class ModelConfig:
         )
         require(
             not context.dense_prediction_cell or self.output_stride <= 16,
-            "a dense prediction cell needs output_stride 8 or 16; received "
+            "a dense prediction cell needs an output_stride of at most 16; received "
             f"{self.output_stride}",
         )
 
@@ -259,7 +256,7 @@ class ModelConfig:
     @property
     def logits_stride(self) -> int:
         """Stride of the logits before they are resized to the image."""
-        return min((self.output_stride, *self.decoder_output_strides))
+        return min(self.decoder_output_strides, default=self.output_stride)
 
     @property
     def mean_pixel(self) -> tuple[float, ...]:
@@ -275,8 +272,7 @@ class ModelConfig:
         """Returns the config for the same weights at a different output stride.
 
         Args:
-            output_stride: 8, 16 or 32; larger with cascade blocks. Atrous rates are
-                scaled to match.
+            output_stride: See `output_stride`. Atrous rates are scaled to match.
 
         Raises:
             UserError: for an unsupported stride, or if scaled rates are not integers.

@@ -4,6 +4,8 @@ Also the lighter decoder of MobileNetV3 (1905.02244, Fig. 10), which adds the fe
 instead of concatenating them and has as many channels as classes.
 """
 
+from collections.abc import Sequence
+
 from keras import layers
 
 from deeplab_tf.models.layers import conv_bn_act, separable_conv
@@ -26,10 +28,12 @@ def _refine(x, filters, kernel_size, count, suffix, separable, **style):
     return x
 
 
-def _project_and_resize(x, low_level, suffix, projection_filters, **style):
+def _project_and_resize(x, low_level, scale, suffix, projection_filters, **style):
     """Resizes `x` to the low-level features; returns it and their projection."""
     scope = f"{_SCOPE}.feature_projection0{suffix}"
     projected = conv_bn_act(low_level, projection_filters, 1, scope, **style)
+    if scale != 1:
+        projected = ResizeLike(scale, name=f"{scope}.resize")(projected, projected)
     return ResizeLike(name=f"{_SCOPE}.resize{suffix}")(x, projected), projected
 
 
@@ -40,6 +44,7 @@ def _suffix(level: int) -> str:
 def decoder(
     x,
     low_level,
+    scales: Sequence[float],
     filters: int = 256,
     projection_filters: int = 48,
     convolutions: int = 2,
@@ -57,6 +62,8 @@ def decoder(
         x: Context features `[batch, height, width, channels]`.
         low_level: Low-level features, each `[batch, height, width, channels]`, coarse
             to fine.
+        scales: Factor on the size of each low-level features: 1, or less if the output
+            stride is below the stride of the decoder.
         filters: Channels of the refining convolutions and of the output.
         projection_filters: Channels of the projected low-level features.
         convolutions: Number of refining convolutions at each level.
@@ -64,24 +71,32 @@ def decoder(
         separable: Whether the refining convolutions are depthwise separable.
         **style: `normalize` and `activation` of every convolution.
     """
-    for level, features in enumerate(low_level):
+    for level, (features, scale) in enumerate(zip(low_level, scales, strict=True)):
         suffix = _suffix(level)
-        both = _project_and_resize(x, features, suffix, projection_filters, **style)
+        both = _project_and_resize(
+            x, features, scale, suffix, projection_filters, **style
+        )
         x = layers.Concatenate(name=f"{_SCOPE}.concat{suffix}")(both)
         x = _refine(x, filters, kernel_size, convolutions, suffix, separable, **style)
     return x
 
 
 def sum_decoder(
-    x, low_level, filters: int = 256, kernel_size: int = 3, separable=True, **style
+    x,
+    low_level,
+    scales: Sequence[float],
+    filters: int = 256,
+    kernel_size: int = 3,
+    separable: bool = True,
+    **style,
 ):
     """Adds the convolved, upsampled context to projected low-level features.
 
     Both have `filters` channels; see `decoder` for the arguments.
     """
-    for level, features in enumerate(low_level):
+    for level, (features, scale) in enumerate(zip(low_level, scales, strict=True)):
         suffix = _suffix(level)
-        x, projected = _project_and_resize(x, features, suffix, filters, **style)
+        x, projected = _project_and_resize(x, features, scale, suffix, filters, **style)
         if separable:
             scope = f"{_SCOPE}.decoder_split_sep_conv0{suffix}"
             x = separable_conv(x, filters, scope, kernel_size=kernel_size, **style)

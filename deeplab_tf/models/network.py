@@ -84,7 +84,7 @@ def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
         "projection": context.projection,
         **head_style(config.batch_norm_momentum, config.bounded_activation),
     }
-    if context.squeeze_and_excitation:
+    if context.has_gate:
         gate = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
         return lr_aspp(x, rates, context.filters, window, gate, **options)
     options["window"] = window if context.image_level else None
@@ -97,16 +97,19 @@ def _decoder(
     options = config.decoder
     style = head_style(config.batch_norm_momentum, config.bounded_activation)
     kernel_size, separable = options.kernel_size, options.separable
+    strides = config.decoder_output_strides
+    scales = [min(1.0, config.output_stride / stride) for stride in strides]
     if options.outputs_logits:
         style, separable = {"normalize": None, "activation": None}, False
     if options.sum_merge:
         kernel_size = 1 if options.outputs_logits else kernel_size
         return sum_decoder(
-            x, low_level, options.filters, kernel_size, separable, **style
+            x, low_level, scales, options.filters, kernel_size, separable, **style
         )
     return decoder(
         x,
         low_level,
+        scales,
         options.filters,
         options.projection_filters,
         options.convolutions,

@@ -56,6 +56,10 @@ CONTEXTS = {
         SQUEEZE | {"image_se_uses_qsigmoid": True},
         lambda x, w: project(branches(x, w), w) * image_level(x, w, hard_sigmoid),
     ),
+    "gate_without_image_level": (
+        SQUEEZE | {"add_image_level_feature": False},
+        lambda x, w: project(branches(x, w), w),
+    ),
     "lite": (LITE, lambda x, w: conv(x, w, "aspp0") * image_level(x, w, tf.sigmoid)),
 }
 

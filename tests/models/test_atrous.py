@@ -6,6 +6,7 @@ import pytest
 from golden_case import value
 from shallow_network import narrow_network
 
+from deeplab_tf import config
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.backbones.atrous import strides_and_rates
 from deeplab_tf.models.variables import official_variables
@@ -18,10 +19,20 @@ STEPS = {
     16: [(stride, 1) for stride in NOMINAL[:14]] + [(1, 1)] + 3 * [(1, 2)],
     # Layer 8 loses its stride, 9 to 15 get rate 2; so does 15, then rate 4.
     8: [(s, 1) for s in NOMINAL[:7]] + [(1, 1)] + 7 * [(1, 2)] + 3 * [(1, 4)],
+    # Layers 5, 8 and 15 lose their strides.
+    4: [
+        *([(s, 1) for s in NOMINAL[:4]] + [(1, 1)]),
+        *(3 * [(1, 2)] + 7 * [(1, 4)] + 3 * [(1, 8)]),
+    ],
+    # And layer 3.
+    2: [
+        *((2, 1), (1, 1), (1, 1)),
+        *(2 * [(1, 2)] + 3 * [(1, 4)] + 7 * [(1, 8)] + 3 * [(1, 16)]),
+    ],
 }
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("output_stride", STEPS)
 def test_strides_and_rates_match_official_code(output_stride):
     assert list(strides_and_rates(NOMINAL, output_stride)) == STEPS[output_stride]
 
@@ -78,7 +89,6 @@ ODD, EVEN = (65, 33), (64, 36)  # the first stays odd down to stride 32
         # The SAME padding of its strided convolutions forbids even sizes. MobileNetV3
         # squeezes and excites, so that every cell depends on every other cell.
         ("mobilenet_v2", {"depth_multiplier": 0.25}, [ODD]),
-        # A fused block of EdgeTPU keeps its stride, so 8 is its minimum.
         ("mobilenet_edgetpu", {"depth_multiplier": 0.25}, [ODD]),
         ("xception_41", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
         ("resnet_v1_18", {"multi_grid": (1, 2)}, [ODD, EVEN]),
@@ -86,7 +96,8 @@ ODD, EVEN = (65, 33), (64, 36)  # the first stays odd down to stride 32
     ],
 )
 def test_subsampled_dense_features_equal_coarse_features(backbone, options, sizes):
-    strides = (8, 16, 32) if backbone == "mobilenet_edgetpu" else (4, 8, 16, 32)
+    least = config.BACKBONES[backbone].least_output_stride
+    strides = [stride for stride in (2, 4, 8, 16, 32) if stride >= least]
     models = build_feature_models(strides, backbone, **options)
     for image in random_images(sizes):
         features = {stride: np.array(model(image)) for stride, model in models.items()}

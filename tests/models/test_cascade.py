@@ -173,15 +173,15 @@ NO_HEADS = {
     [
         (
             {"output_stride": 64},
-            "must be 8, 16 or 32; received 64; 64 needs cascade_blocks=1$",
+            "must be 4, 8, 16 or 32; received 64; 64 needs cascade_blocks=1$",
         ),
         (
             {"output_stride": 256, "cascade_blocks": 2},
-            "must be 8, 16, 32, 64 or 128; received 256; 256 needs cascade_blocks=3$",
+            "must be 4, 8, .* 64 or 128; received 256; 256 needs cascade_blocks=3$",
         ),
         (
             {"output_stride": 512, "cascade_blocks": 3},
-            "must be 8, 16, 32, 64, 128 or 256; received 512$",
+            "must be 4, 8, 16, 32, 64, 128 or 256; received 512$",
         ),
         ({"cascade_blocks": 4}, r"cascade_blocks must be 0, 1, 2 or 3 .*received 4"),
         ({"cascade_blocks": -1}, r"cascade_blocks must be 0, 1, 2 or 3 .*received -1"),

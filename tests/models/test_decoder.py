@@ -84,6 +84,34 @@ def test_decoder_matches_reference(name):
         assert_same(logits(model), output)
 
 
+@pytest.mark.parametrize(
+    ("flags", "levels", "sizes"),
+    # The image is 65x97: 33x49 cells at stride 2, 17x25 at 4, 9x13 at 8, 5x7 at 16.
+    [
+        ({"output_stride": 8, "decoder_output_stride": 16}, [LEVEL], [(5, 7)]),
+        (
+            {"output_stride": 2, "decoder_output_stride": [16, 4]} | SUM,
+            DECODERS["sum_two_levels"][1],
+            [(5, 7), (17, 25)],
+        ),
+    ],
+)
+def test_decoder_stride_may_exceed_the_output_stride(flags, levels, sizes):
+    model, w = build(**flags)
+    x, *low_level = features(model)
+    cells = (9, 13) if flags["output_stride"] == 8 else (33, 49)
+    assert [tuple(low.shape[1:3]) for low in low_level] == len(sizes) * [cells]
+    context = model.get_layer("context")(x)
+    add = "decoder_use_sum_merge" in flags
+    output = decode(context, low_level, w, levels, add, sizes=sizes)
+    assert output.shape[1:3] == sizes[-1]
+    assert np.std(output) > 0.05
+    assert_same(model.get_layer("decoder")([context, *low_level]), output)
+    # Logits also have the stride of the decoder, as in the official graph.
+    assert logits(model).shape[1:3] == sizes[-1]
+    assert model.model_config.logits_stride == {5: 16, 17: 4}[sizes[-1][0]]
+
+
 def kernels_of(flags):
     """Returns the shapes of the dense decoder's kernels, in order."""
     _, w = build(**{"decoder_output_stride": 4, "decoder_filters": 256} | DENSE | flags)

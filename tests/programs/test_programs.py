@@ -321,7 +321,10 @@ def flag_name(flag):
         ),
         (["train"], "unexpected argument 'train'"),
         (["--model_variant=resnet_v9"], r"no backbone \(--model_variant\) 'resnet_v9'"),
-        (["--output_stride=12"], "output_stride must be 8, 16 or 32; received 12"),
+        (
+            ["--output_stride=12"],
+            "output_stride must be 2, 4, 8, 16 or 32; received 12",
+        ),
         (["--output_stride=sixteen"], "flag --output_stride=sixteen: "),
         (["--atrous_rates=6,x"], r"atrous_rates cannot be \['6,x'\]"),
         (["--multi_grid=1"], "multi_grid is not supported by mobilenet_v2"),
@@ -499,7 +502,7 @@ def test_invalid_export_flags_are_refused_before_writing(logs, tmp_path):
         (["--checkpoint_path=nowhere"], "no checkpoint nowhere"),
         (
             [checkpoint, "--output_stride=12"],
-            "output_stride must be 8, 16 or 32; .* 12",
+            "output_stride must be 2, 4, 8, 16 or 32; .* 12",
         ),
         ([checkpoint, "--dataset=camvid"], "camvid has 11 classes, but .* has 21"),
         ([checkpoint, "--inference_scales=0"], "--inference_scales .* 0.01"),

@@ -13,6 +13,7 @@ class Backbone:
         options: Fields of `ModelConfig` that the backbone supports.
         multi_grid: Number of units in its last block.
         decoder_strides: Strides of its low-level features.
+        least_output_stride: Stride of the layers whose stride cannot become a rate.
         subtracts_mean: Whether the ImageNet mean is subtracted from the image, instead
             of scaling it to [-1, 1].
     """
@@ -21,4 +22,5 @@ class Backbone:
     options: tuple[str, ...]
     multi_grid: int = 0
     decoder_strides: tuple[int, ...] = (4, 8, 16)
+    least_output_stride: int = 2
     subtracts_mean: bool = False

@@ -144,8 +144,13 @@ _EDGETPU = MobileNet(
 
 
 def _make_backbone(network: MobileNet, *options: str) -> Backbone:
-    strides = tuple(network.low_level)
-    return Backbone(network, ("depth_multiplier", *options), decoder_strides=strides)
+    return Backbone(
+        network,
+        ("depth_multiplier", *options),
+        decoder_strides=tuple(network.low_level),
+        # Fused blocks keep their stride.
+        least_output_stride=8 if any(block.fused for block in network.blocks) else 2,
+    )
 
 
 MOBILENETS = {

@@ -35,6 +35,7 @@ def _make_backbone(
         ResNet(scope, units, root, lite),
         options=("multi_grid", "cascade_blocks"),
         multi_grid=units[-1],
+        least_output_stride=4,
         subtracts_mean=not root,
     )
 
