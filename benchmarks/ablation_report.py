@@ -156,7 +156,7 @@ def _trimap_claim(gains: np.ndarray) -> list[str]:
         noise = _SIGNIFICANT * more.std(ddof=1) / math.sqrt(len(more))
     return [
         BASE_ROW,
-        "It gains more in the narrowest trimap than in full images.",
+        "The decoder gains more in the narrowest trimap than in full images.",
         _TRIMAP,
         _signed(_NARROWEST_GAIN + bilinear.published),
         _signed(more.mean(), noise),

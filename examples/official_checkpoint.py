@@ -1,4 +1,4 @@
-"""Evaluates an official checkpoint on PASCAL VOC, exports it and checks the export.
+"""Evaluates an official checkpoint on PASCAL VOC, exports it and evaluates the export.
 
     python examples/official_checkpoint.py VOCdevkit/VOC2012
 

@@ -3,8 +3,8 @@
     python examples/own_photos.py my_data
 
 my_data/images has photos. my_data/masks has a PNG of the same name and size for each:
-255 on the object, 0 elsewhere. This writes my_data/records, my_data/model.keras and
-predictions to my_data/overlays. Downloads an official checkpoint once.
+255 on the object, 0 elsewhere. Downloads an official checkpoint once, and writes
+my_data/records, my_data/model.keras and predictions in my_data/overlays.
 """
 
 import pathlib

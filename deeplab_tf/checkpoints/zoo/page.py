@@ -38,15 +38,15 @@ python -m benchmarks.model_zoo --dataset_dir=tfrecord --checkpoints=NAME
 
 Without `--checkpoints`, it evaluates all checkpoints for the dataset in `tfrecord`, which is PASCAL
 VOC, Cityscapes or ADE20K ([conversion](data.md)). Test splits have no labels; `--eval_split` names
-a different split, and `--images=20` makes a quick trial.
+a different split. For a quick trial, add `--images=20`.
 
 {table}
 
 - **protocol**: dataset, split, output stride, scales and mirrored images of the evaluation. Images
-  are padded to the size in the next column. A row without a name is another protocol of the
+  are padded to the size in the next column. A row without a name is another protocol for the
   checkpoint above it. Checkpoints without a protocol are backbones to start training from.
-- **mIoU**: published, in %. For 8-bit checkpoints, it is that of the quantised network; here, their
-  weights are loaded as floating point.
+- **mIoU**: as published, in %. For 8-bit checkpoints, it is that of the quantised network; this
+  package loads their weights as floating point.
 - **verified**: what our tests compare with the official code.
   - scores: with the official weights, the mIoU on 60 real images (`tests/test_real_images.py`)
   - outputs: with other weights, logits or labels (`tests/models/test_golden.py`, for MobileNetV3
