@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,24 +9,14 @@ from typing import Any
 import keras
 
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.handles import HUGGING_FACE, import_client
 from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.checkpoints.model_card import CARD, write_model_card
-from deeplab_tf.errors import UserError, import_extra
+from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
 
-_HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
 _MODEL = f"model{KERAS}"
-_PART = r"[\w.-]+"
-_FORMS = {
-    _HUGGING_FACE: (f"{_PART}/{_PART}(@[^@]+)?", "hf://user/repo"),
-    _KAGGLE: (f"{_PART}(/{_PART}){{3,4}}", "kaggle://user/model/keras/variation"),
-}
 _MAX_REASON = 300
-
-
-def is_handle(source: str) -> bool:
-    """Returns whether a source is a model on a hub rather than a path."""
-    return source.startswith(tuple(_FORMS))
 
 
 def download(handle: str, cache_dir: str | None = None) -> str:
@@ -45,9 +34,8 @@ def download(handle: str, cache_dir: str | None = None) -> str:
             model or file does not exist or cannot be downloaded, a Kaggle model has
             several `.keras` files, or `cache_dir` is given for a Kaggle model.
     """
-    name = _parse(handle)
-    if handle.startswith(_HUGGING_FACE):
-        client = _import_client("huggingface_hub", handle)
+    name, client = import_client(handle)
+    if handle.startswith(HUGGING_FACE):
         name, _, revision = name.partition("@")
         options = {"cache_dir": cache_dir, "revision": revision or None}
         return _call(client.hf_hub_download, handle, name, _MODEL, **options)
@@ -56,7 +44,7 @@ def download(handle: str, cache_dir: str | None = None) -> str:
             f"{handle}: cache_dir is not supported; set the environment variable "
             "KAGGLEHUB_CACHE instead"
         )
-    folder = _call(_import_client("kagglehub", handle).model_download, handle, name)
+    folder = _call(client.model_download, handle, name)
     found = sorted(glob.glob(os.path.join(glob.escape(folder), f"*{KERAS}")))
     if len(found) != 1:
         names = ", ".join(map(os.path.basename, found)) or "none"
@@ -89,10 +77,10 @@ def push_to_hub(
         UserError: if the handle is invalid, huggingface_hub is not installed, or you
             are not logged in or may not write to the repository.
     """
-    if not handle.startswith(_HUGGING_FACE) or "@" in handle:
-        raise UserError(f"handle must be {_FORMS[_HUGGING_FACE][1]}; received {handle}")
-    name = _parse(handle)
-    api = _import_client("huggingface_hub", handle).HfApi()
+    if not handle.startswith(HUGGING_FACE) or "@" in handle:
+        raise UserError(f"handle must be hf://user/repo; received {handle}")
+    name, client = import_client(handle)
+    api = client.HfApi()
     card = write_model_card(model.model_config, handle, license, metrics, command)
     with tempfile.TemporaryDirectory() as folder:
         model.save(os.path.join(folder, _MODEL))
@@ -101,19 +89,6 @@ def push_to_hub(
         url = _call(api.create_repo, handle, name, exist_ok=True)
         _call(api.upload_folder, handle, repo_id=name, folder_path=folder)
     return str(url)
-
-
-def _parse(handle: str) -> str:
-    """Returns a handle without its scheme."""
-    scheme = next(x for x in _FORMS if handle.startswith(x))
-    name, (pattern, form) = handle.removeprefix(scheme), _FORMS[scheme]
-    if not re.fullmatch(pattern, name):
-        raise UserError(f"a handle must be {form}; received {handle}")
-    return name
-
-
-def _import_client(module: str, handle: str) -> Any:
-    return import_extra(module, "hub", f"{handle} needs")
 
 
 def _call(function: Callable, handle: str, *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from deeplab_tf.checkpoints.download import (
     is_web,
     local_path,
 )
+from deeplab_tf.checkpoints.handles import is_handle
 from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
@@ -131,7 +132,7 @@ def _locate_checkpoint(
     source: str, known: ZooModel | None, cache_dir: str | None
 ) -> tuple[ModelConfig | None, str]:
     """Returns the model config of an export (else None) and a checkpoint path."""
-    if hub.is_handle(source):
+    if is_handle(source):
         return None, hub.download(source, cache_dir)
     path, config = _locate(source, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
@@ -157,7 +158,7 @@ def _normalize_source(source: str | os.PathLike) -> str:
             f"received {source!r}"
         )
     source = os.fspath(source)
-    if hub.is_handle(source):
+    if is_handle(source):
         return source
     source = local_path(source)
     try:
@@ -170,7 +171,7 @@ def _normalize_source(source: str | os.PathLike) -> str:
 
 def _find_in_zoo(source: str) -> ZooModel | None:
     """Returns the zoo model that has this name, or whose archive has it."""
-    if hub.is_handle(source):
+    if is_handle(source):
         return None
     if _is_archive(source):
         name = file_name(source)

@@ -129,8 +129,9 @@ class TrainConfig:
     )
     tf_initial_checkpoint: str | None = option(
         None,
-        help="Weights to start from: a checkpoint (official or ours), an export, an "
-        "archive or URL of either, or a name from the model zoo.",
+        help="Weights to start from: a checkpoint (official or ours), an export or a "
+        ".keras file, an archive or URL of one, a name from the model zoo, or a model "
+        "on a hub (hf://user/repo).",
         group=START,
     )
     train_logdir: str | None = option(

@@ -7,6 +7,7 @@ r"""Trains a model on TFRecords; run the same command again to resume.
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
+from deeplab_tf.checkpoints.handles import require_client
 from deeplab_tf.config import DataConfig, ModelConfig, TrainConfig
 from deeplab_tf.config.options import DATA, EVALUATION, OPTIMISATION
 from deeplab_tf.errors import UserError, require_extra
@@ -55,6 +56,7 @@ def check(values: absl_flags.FlagValues) -> None:
         ModelConfig(backbone=values.model_variant)
     config = flags.read_options(values, TrainConfig, preset and preset.train)
     flags.read_options(values, DataConfig, preset and preset.data)
+    require_client(config.tf_initial_checkpoint or "")
     if config.tracker != "none":
         name = config.tracker
         require_extra([name], name, f"--tracker={name} needs")

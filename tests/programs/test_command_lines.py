@@ -55,6 +55,7 @@ REFUSED = {
     "train --train_logdir=l d": "unexpected argument 'd'; flags begin with --$",
     f"{TRAIN} --model_variant=resnet50": "similar: resnet_v1_50",
     f"{TRAIN} --preset=camvid": "similar: camvid_mobilenet",
+    f"{TRAIN} --tf_initial_checkpoint=hf://me": "must be hf://user/repo; received hf:",
     f"{TRAIN} --weight_decay=-1": "weight_decay must be at least 0; received -1",
     "eval": "--checkpoint_dir is required: checkpoint folder or prefix, ",
     "export --checkpoint_path=c": "--export_path is required: folder for a ",
@@ -82,6 +83,12 @@ MISSING = {
     f"{PREDICT}=m.tflite": ("m.tflite: TFLite files need", "ai_edge_litert", "export"),
     f"{PREDICT}=m.onnx": ("m.onnx: ONNX files need", "onnxruntime", "export"),
     f"{PREDICT}=m.xml": ("m.xml: OpenVINO files need", "openvino", "export"),
+    f"{TRAIN} --tf_initial_checkpoint=hf://me/roads": (
+        *("hf://me/roads needs", "huggingface_hub", "hub"),
+    ),
+    f"{TRAIN} --tf_initial_checkpoint=kaggle://me/a/keras/b": (
+        *("kaggle://me/a/keras/b needs", "kagglehub", "hub"),
+    ),
     f"{TRAIN} --tracker=wandb": ("--tracker=wandb needs", "wandb", "wandb"),
     f"{TRAIN} --tracker=mlflow": ("--tracker=mlflow needs", "mlflow", "mlflow"),
     "convert coco_voc --annotations=a --image_dir=i --split=s --output_dir=o": (
