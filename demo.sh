@@ -29,16 +29,16 @@ run train.py --dataset_dir="$out/tfrecord" --train_logdir="$out/train" \
   --min_scale_factor=0.75 --max_scale_factor=1.25 \
   --base_learning_rate=0.5 --slow_start_step=50 --slow_start_learning_rate=0.1 \
   --batch_norm_momentum=0.95
-run eval.py --checkpoint_dir="$out/train" --eval_logdir="$out/eval"
+run eval.py --checkpoint_dir="$out/train" --eval_logdir="$out/eval" \
+  | tee "$out/eval_log.txt"
 run export.py --checkpoint_path="$out/train" --export_path="$out/exported"
 run -m deeplab_tf.predict --model="$out/exported" --output_dir="$out/pictures" \
   --images="$out/shapes/JPEGImages/test_*.jpg"
 
-miou=$(sed -n 's/.*"miou": \([0-9.]\{6\}\).*/\1/p' "$out/eval/metrics.json")
+miou=$(awk '/^mean /{ print $2 }' "$out/eval_log.txt")
 cat <<END
 
 mIoU on unseen images: $miou (labelled by the nearest mean colour: $baseline)
 All output is in $out (open pictures/overview.png; exported/ is the SavedModel). \
-For your own photos and masks, arranged as in docs/data.md, run .venv/bin/python -m \
-datasets.voc2012 --voc_root=YOUR_FOLDER --output_dir=tfrecord, then train.py as above.
+docs/own_data.md does the same with your own photos and masks.
 END

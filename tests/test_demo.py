@@ -1,5 +1,6 @@
 """demo.sh from start to end."""
 
+import json
 import re
 import subprocess
 
@@ -21,6 +22,8 @@ def test_demo_learns_shapes(tmp_path):
         output,
     )
     learned, colour = map(float, scores.groups())
+    metrics = json.loads((folder / "eval/metrics.json").read_text())
+    assert learned == pytest.approx(metrics["miou"], abs=5.1e-5)
     assert learned >= 0.80
     assert colour < 0.45
     assert (folder / "exported/saved_model.pb").exists()
