@@ -17,7 +17,12 @@ from deeplab_tf.config import DataConfig
 from deeplab_tf.config.options import COUNT, NOT_NEGATIVE
 from deeplab_tf.data import augment
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import Reader, SampleChecks, skip_errors
+from deeplab_tf.data.reader import (
+    Reader,
+    SampleChecks,
+    iterate_batches,
+    skip_errors,
+)
 from deeplab_tf.data.source import Source
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.data.statistics import list_epoch_positions
@@ -200,18 +205,9 @@ def _make_evaluation_batches(
         pair = _resize(image, label, source.info, config)
         return (*pair, name) if named else pair
 
-    dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
     rows = config.batch_size // num_workers
-    if rows > 1:
-        # All images in a batch have the same size, so none is resized or padded. They
-        # are decoded once the batch is full: decoded images take much more memory.
-        dataset = dataset.map(lambda p: (p, reader.read_size(p))).group_by_window(
-            lambda _, size: tf.reduce_sum(tf.cast(size, tf.int64) * [1 << 32, 1]),
-            lambda _, same_size: same_size.map(lambda p, _: p).batch(rows),
-            window_size=rows,
-        )
-    else:
-        dataset = dataset.batch(1)
+    dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
+    dataset = _group_by_size(dataset, reader, rows) if rows > 1 else dataset.batch(1)
 
     @tf.autograph.experimental.do_not_convert
     def batch(positions: tf.Tensor) -> tuple:
@@ -219,6 +215,31 @@ def _make_evaluation_batches(
         return samples.batch(rows).get_single_element()
 
     return dataset.map(batch, num_parallel_calls=EVAL_PARALLEL_CALLS)
+
+
+def _group_by_size(
+    positions: tf.data.Dataset, reader: Reader, rows: int
+) -> tf.data.Dataset:
+    """Returns batches of up to `rows` positions of images of the same size.
+
+    Images in a batch have the same size, so none is resized or padded. All sizes are
+    read in advance, because `fit` and progress bars need the number of batches, which
+    `group_by_window` does not know.
+    """
+    sizes = positions.map(
+        lambda position: (position, reader.read_size(position)),
+        num_parallel_calls=_PARALLEL_CALLS,
+    )
+    groups: dict[tuple, list] = {}
+    for position, size in iterate_batches(sizes):
+        groups.setdefault(tuple(size.numpy()), []).append(int(position))
+    batches = sorted(
+        group[first : first + rows]
+        for group in groups.values()
+        for first in range(0, len(group), rows)
+    )
+    batches = tf.ragged.constant(batches, tf.int64, ragged_rank=1)
+    return tf.data.Dataset.from_tensor_slices(batches)
 
 
 @check_arguments(start=NOT_NEGATIVE, worker=NOT_NEGATIVE, num_workers=COUNT)
@@ -252,8 +273,8 @@ def load_dataset(
         `named`, also the names, strings `[batch]`.
 
     Raises:
-        UserError: if the split has no records, or a batch cannot be divided evenly
-            among the workers.
+        UserError: if the split has no records, a batch cannot be divided evenly among
+            the workers, or evaluation batches several images and a record is broken.
     """
     check_batch_size(config.batch_size, num_workers)
     source = open_split(config.dataset, config.dataset_dir, split)

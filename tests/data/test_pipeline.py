@@ -122,7 +122,9 @@ def test_evaluation_yields_every_image_once_in_original_size(single_color, batch
     config = dataclasses.replace(single_color, batch_size=batch_size)
     dataset = load_dataset(config, "train", training=False)
     seen, largest = {}, 0
-    for images, labels in dataset.as_numpy_iterator():
+    batches = list(dataset.as_numpy_iterator())
+    assert dataset.cardinality() == len(batches)
+    for images, labels in batches:
         assert images.dtype == np.float32 and labels.dtype == np.uint8
         largest = max(largest, len(images))
         for image, label in zip(images, labels, strict=True):
@@ -189,6 +191,13 @@ def test_invalid_records_are_reported(broken_records, training):
     (label,) = labels
     if not training:
         np.testing.assert_array_equal(label, [[20, 255], [0, 255]])
+
+
+def test_unreadable_record_is_refused_before_images_are_batched(broken_records):
+    config, expected = broken_records
+    with pytest.raises(UserError) as error:
+        load_dataset(dataclasses.replace(config, batch_size=2), "val", training=False)
+    assert str(error.value) in expected
 
 
 def test_truncated_shard_is_refused_before_the_first_batch(tmp_path):

@@ -109,7 +109,7 @@ def test_fit_matches_the_trainer(options, optimizer, loss):
 
 def tiny_data(records, split, training):
     config = deeplab_tf.DataConfig(
-        dataset_dir=records, crop_size=(33, 33), batch_size=2 if training else 1
+        dataset_dir=records, crop_size=(33, 33), batch_size=2
     )
     return deeplab_tf.load_dataset(config, split, training)
 
