@@ -47,6 +47,9 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1",
     # Reads class files such as YOLO's data.yaml.
     "PyYAML>=6.0",
+    # Reads weights of Hugging Face; half a megabyte without dependencies, so that no
+    # extra is needed to load them.
+    "safetensors>=0.5",
 ]
 
 EXTRAS_REQUIRE = {

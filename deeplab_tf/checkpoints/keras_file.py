@@ -1,17 +1,13 @@
 """Reads `.keras` files of DeepLab models."""
 
-import contextlib
-import os
 import zipfile
-from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
 from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import scratch
-from deeplab_tf.files.file_kinds import is_remote
+from deeplab_tf.files.file_kinds import make_local
 from deeplab_tf.models.deeplab import DeepLab
 
 KERAS = ".keras"
@@ -41,24 +37,12 @@ def load_keras_file(path: str) -> DeepLab:
     """
     if not tf.io.gfile.exists(path):
         raise UserError(f"there is no file {path}")
-    with _make_local(path) as local:
+    with make_local(path) as local:
         _require_deeplab(local, path)
         try:
             return keras.saving.load_model(local, compile=False, safe_mode=True)
         except Exception as error:  # Keras, h5py and zipfile each have their own
             raise _make_damage_error(path, error) from error
-
-
-@contextlib.contextmanager
-def _make_local(path: str) -> Iterator[str]:
-    """Yields the path of a local file, or of a local copy of a remote file."""
-    if not is_remote(path):
-        yield path.removeprefix("file://")
-        return
-    with scratch.create_folder(None) as folder:
-        local = os.path.join(folder, f"model{KERAS}")
-        tf.io.gfile.copy(path, local)
-        yield local
 
 
 def _require_deeplab(local: str, path: str) -> None:

@@ -13,6 +13,7 @@ import io
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, TypeVar
 
@@ -177,6 +178,26 @@ def _open_remote(path: str) -> Iterator[BinaryIO]:
     except tf.errors.OpError as error:
         require_file(path)
         raise UserError(f"{path} cannot be read: {error.message}") from error
+
+
+@contextlib.contextmanager
+def make_local(path: PathLike) -> Iterator[str]:
+    """Yields a local path of a file: its own, or that of a temporary copy.
+
+    Raises:
+        UserError: if the path is not a readable file.
+    """
+    require_file(path)
+    if not is_remote(path):
+        yield _strip_file_scheme(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, os.path.basename(path))
+        try:
+            tf.io.gfile.copy(os.fspath(path), local)
+        except tf.errors.OpError as error:
+            raise UserError(f"{path} cannot be read: {error.message}") from error
+        yield local
 
 
 def read_bytes(path: PathLike) -> bytes:

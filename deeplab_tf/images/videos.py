@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, outputs
@@ -77,8 +75,9 @@ def read_video(source: str) -> Iterator[Video]:
         else:
             # Other readers would treat a name that contains a number as an image
             # sequence.
-            local = stack.enter_context(_local_copy(source))
-            capture = cv2.VideoCapture(local, cv2.CAP_FFMPEG)
+            local = stack.enter_context(file_kinds.make_local(source))
+            # FFmpeg would read "concat:a.mp4" as a protocol.
+            capture = cv2.VideoCapture(os.path.abspath(local), cv2.CAP_FFMPEG)
         stack.callback(capture.release)
         if not capture.isOpened():
             reason = (
@@ -134,17 +133,3 @@ def _silence_opencv() -> None:
     """Turns off OpenCV's own error messages."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-@contextlib.contextmanager
-def _local_copy(path: str) -> Iterator[str]:
-    """Yields a local path of a file, because OpenCV reads only local files."""
-    file_kinds.require_file(path)
-    if not file_kinds.is_remote(path):
-        # Absolute, because FFmpeg would read "concat:a.mp4" as a protocol.
-        yield os.path.abspath(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, os.path.basename(path))
-        tf.io.gfile.copy(path, local)
-        yield local
