@@ -174,7 +174,10 @@ def _rebuild_tensor_v3(storage, offset, shape, strides, *details) -> Tensor:
 
 def _make_tensor(storage, dtype, offset, shape, strides, metadata) -> Tensor:
     if any(metadata):
-        raise InvalidFileError("it contains a conjugated or negated view of a tensor")
+        raise InvalidFileError(
+            "it contains a conjugated or negated tensor; save its resolve_conj() or "
+            "resolve_neg()"
+        )
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
         raise damaged(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
     if not all(map(_is_count, (offset, *shape, *strides))):
