@@ -15,7 +15,13 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
 from deeplab_tf import strict_json
-from deeplab_tf.checkpoints.torch_objects import SAVE, InvalidFileError, Tensor, shorten
+from deeplab_tf.checkpoints.torch_objects import (
+    SAVE,
+    InvalidFileError,
+    Tensor,
+    damaged,
+    shorten,
+)
 from deeplab_tf.checkpoints.torch_storages import ZIP, Reader, read_legacy, read_zip
 from deeplab_tf.errors import UserError, escape, one_line
 from deeplab_tf.files import file_kinds, text_files
@@ -160,11 +166,12 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: _convert(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    # A type that NumPy does not have, such as float8, is a TypeError.
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(f"it is damaged ({one_line(error)[:200]})") from error
+    except (TypeError, AttributeError) as error:  # such as float8
         raise InvalidFileError(
-            f"it is damaged or has types other than those of NumPy and bfloat16 "
-            f"({one_line(error)[:200]}); download it again"
+            f"it has a type that NumPy lacks ({one_line(error)[:200]}); convert its "
+            "tensors to float32"
         ) from error
 
 
@@ -260,9 +267,8 @@ def _read_arrays(tensors: Mapping[str, Tensor], read: Reader) -> dict[str, np.nd
             contents[storage.key] = read(storage)
         content = contents[storage.key]
         if len(content) != storage.nbytes:
-            raise InvalidFileError(
-                f"a storage has {len(content):,} bytes instead of {storage.nbytes:,}; "
-                "download or copy the file again"
+            raise damaged(
+                f"a storage has {len(content):,} bytes instead of {storage.nbytes:,}"
             )
         if tensor not in arrays:
             arrays[tensor] = _convert(_make_array(tensor, content))

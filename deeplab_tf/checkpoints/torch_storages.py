@@ -13,13 +13,17 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from deeplab_tf.checkpoints.torch_objects import SAVE, InvalidFileError, Storage
+from deeplab_tf.checkpoints.torch_objects import (
+    SAVE,
+    InvalidFileError,
+    Storage,
+    damaged,
+)
 from deeplab_tf.checkpoints.torch_pickle import MAX_BYTES, interpret
 from deeplab_tf.errors import one_line
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-_AGAIN = "download or copy the file again"
 _BIG_ENDIAN = (
     f"it was saved on a big-endian machine; save it on another one with {SAVE}"
 )
@@ -54,7 +58,7 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
 
     def read(name: str) -> bytes:
         if top + name not in entries:
-            raise InvalidFileError(f"its entry {name} is missing; {_AGAIN}")
+            raise damaged(f"its entry {name} is missing")
         try:
             return archive.read(entries[top + name])
         except _ZIP_ERRORS as error:
@@ -68,7 +72,7 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
 
 def _make_damage_error(error: Exception) -> InvalidFileError:
     reason = one_line(error) or type(error).__name__
-    return InvalidFileError(f"it is truncated or damaged ({reason}); {_AGAIN}")
+    return damaged(f"it is truncated or damaged ({reason})")
 
 
 def _check_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -77,7 +81,7 @@ def _check_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in infos:
         name = one_line(info.filename[:100])
         if count[info.filename] > 1:
-            raise InvalidFileError(f"its entry {name} occurs twice; {_AGAIN}")
+            raise damaged(f"its entry {name} occurs twice")
         parts = info.filename.replace("\\", "/").split("/")
         if ".." in parts or not parts[0]:
             raise InvalidFileError(f"its entry {name} has an unsafe name")
@@ -122,7 +126,7 @@ def read_legacy(file: BinaryIO, size: int) -> tuple[Any, Reader]:
 
     def read(storage: Storage) -> bytes:
         if storage.key not in places:
-            raise InvalidFileError(f"a storage is missing; {_AGAIN}")
+            raise damaged("a storage is missing")
         start, length = places[storage.key]
         file.seek(start)
         return file.read(length)
@@ -135,18 +139,18 @@ def _find_places(
 ) -> dict[str, tuple[int, int]]:
     """Returns start and length of each storage in the file."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise InvalidFileError(f"its list of storages is invalid; {_AGAIN}")
+        raise damaged("its list of storages is invalid")
     places: dict[str, tuple[int, int]] = {}
     position = file.tell()
     for key in keys:
         file.seek(position)
         count = int.from_bytes(file.read(8), "little", signed=True)
         if key not in storages or key in places:
-            raise InvalidFileError(f"its list of storages is invalid; {_AGAIN}")
+            raise damaged("its list of storages is invalid")
         length = count * storages[key].dtype.itemsize
         position += 8
         if count < 0 or position + length > size:
-            raise InvalidFileError(f"it is truncated or damaged; {_AGAIN}")
+            raise damaged("it is truncated or damaged")
         places[key] = (position, length)
         position += length
     return places
