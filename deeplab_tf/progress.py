@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 # Seconds between two lines, by default.
 _INTERVAL = 30.0
-_LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} elapsed, {remaining} left"
-_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} elapsed"
+_LINE = "{{desc}}: {{n_fmt}}{total} {{unit}}, {{elapsed}} elapsed{left}{postfix}"
 
 
 class ProgressBar(tqdm):
@@ -55,8 +54,13 @@ class ProgressBar(tqdm):
 
     def _print(self) -> None:
         state = self.format_dict
-        template = _LINE if self.total else _LINE_WITHOUT_TOTAL
-        postfix = "{postfix}" if self.postfix else ""
-        line = self.format_meter(**state | {"bar_format": template + postfix})
+        # The first step says little about the others: TensorFlow traces the model.
+        has_rate = self.total and self.n - self.initial > 1
+        template = _LINE.format(
+            total="/{total_fmt}" if self.total else "",
+            left=", {remaining} left" if has_rate else "",
+            postfix="{postfix}" if self.postfix else "",
+        )
+        line = self.format_meter(**state | {"bar_format": template})
         self.fp.write(f"{line}\n")
         self.fp.flush()

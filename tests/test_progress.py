@@ -1,6 +1,7 @@
 """Progress bars on terminals and in log files."""
 
 import io
+import re
 
 import pytest
 
@@ -52,6 +53,12 @@ def test_log_without_total_has_no_time_left(clock):
     lines = run(clock, io.StringIO(), seconds=31, total=None).splitlines()
     assert lines[-1].startswith("records: 10 img, ")
     assert not any("left" in line for line in lines)
+
+
+def test_log_has_no_time_left_after_the_first_step(clock):
+    lines = run(clock, io.StringIO(), seconds=31).splitlines()
+    assert re.fullmatch(r"records: 1/10 img, [\d:]+ elapsed, loss=1", lines[1])
+    assert re.match(r"records: 2/10 img, [\d:]+ elapsed, [\d:]+ left", lines[2])
 
 
 def test_terminal_has_a_bar(clock):
