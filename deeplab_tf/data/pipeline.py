@@ -8,7 +8,7 @@ take two seconds to find none at the start of every program, so it is turned off
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -226,13 +226,9 @@ def _group_by_size(
     read in advance, because `fit` and progress bars need the number of batches, which
     `group_by_window` does not know.
     """
-    sizes = positions.map(
-        lambda position: (position, reader.read_size(position)),
-        num_parallel_calls=_PARALLEL_CALLS,
-    )
-    groups: dict[tuple, list] = {}
-    for position, size in iterate_batches(sizes):
-        groups.setdefault(tuple(size.numpy()), []).append(int(position))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position, size in _read_sizes(positions, reader):
+        groups.setdefault(size, []).append(position)
     batches = sorted(
         group[first : first + rows]
         for group in groups.values()
@@ -240,6 +236,27 @@ def _group_by_size(
     )
     batches = tf.ragged.constant(batches, tf.int64, ragged_rank=1)
     return tf.data.Dataset.from_tensor_slices(batches)
+
+
+def _read_sizes(
+    positions: tf.data.Dataset, reader: Reader
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yields each position with the height and width of its image."""
+    sizes = positions.map(
+        lambda position: (position, reader.read_size(position)),
+        num_parallel_calls=_PARALLEL_CALLS,
+    )
+    for position, (height, width) in iterate_batches(sizes):
+        yield int(position), (int(height), int(width))
+
+
+def find_largest_size(config: DataConfig, split: str) -> tuple[int, int]:
+    """Returns the largest height and the largest width of the images of a split."""
+    source = open_split(config.dataset, config.dataset_dir, split)
+    positions = tf.data.Dataset.range(len(source.index))
+    sizes = [size for _, size in _read_sizes(positions, Reader(source))]
+    heights, widths = zip(*sizes, strict=True)
+    return max(heights), max(widths)
 
 
 @check_arguments(start=NOT_NEGATIVE, worker=NOT_NEGATIVE, num_workers=COUNT)

@@ -6,10 +6,10 @@ import keras
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
+from deeplab_tf.config import DataConfig, EvalConfig
 from deeplab_tf.config.options import export_flag_name
 from deeplab_tf.data import sources
-from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.data.pipeline import find_largest_size, load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.presets import describe_run
@@ -20,7 +20,14 @@ from deeplab_tf.programs.checkpoint import (
     resolve_class_info,
     restore_model,
 )
-from deeplab_tf.serving.choices import FROZEN, SAVED_MODEL, TFLITE, ending_of
+from deeplab_tf.serving.artefact import format_size
+from deeplab_tf.serving.choices import (
+    FROZEN,
+    LABEL_OUTPUTS,
+    SAVED_MODEL,
+    TFLITE,
+    ending_of,
+)
 from deeplab_tf.serving.exporting import (
     ExportRequest,
     write_and_compare,
@@ -38,16 +45,11 @@ from deeplab_tf.serving.signatures import Resizing
 _FILE_SIZE = (513, 513)
 
 
-def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
-    """Returns the inference protocol of the export, and prints a preset's report."""
+def _read_protocol(values: absl_flags.FlagValues) -> EvalConfig:
+    """Returns the inference protocol of the export."""
     preset = flags.read_preset(values)
     base = preset and preset.evaluation
-    evaluation = flags.read_options(values, EvalConfig, base, export_flag_name)
-    if preset is None:
-        return evaluation
-    parts = [(preset.eval_model, model), (preset.evaluation, evaluation)]
-    print(describe_run(preset, parts))
-    return evaluation
+    return flags.read_options(values, EvalConfig, base, export_flag_name)
 
 
 def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
@@ -86,9 +88,9 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         folder, fallback = values.dataset_dir or "", flags.default_dataset(preset)
         info = sources.resolve_info(values.dataset, folder, fallback)
         split = flags.read_split(values, "eval_split", preset)
-        records = load_dataset(
-            DataConfig(folder, info.name, batch_size=1), split, False
-        )
+        data = DataConfig(folder, info.name, batch_size=1)
+        records = load_dataset(data, split, training=False)
+        _check_crop_size(values, path, data, split)
         num_classes = num_classes or info.num_classes
     is_int8 = values.quantize == "int8"
     model = restore_model(values, values.checkpoint_path, num_classes, is_int8)
@@ -98,7 +100,11 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         info = resolve_class_info(values.dataset, info, config.num_classes)
     else:
         require_classes(info, config.num_classes, config.channels, "the model")
-    evaluation = _adapt_protocol(_read_protocol(values, config), path)
+    evaluation = _read_protocol(values)
+    if preset:
+        parts = [(preset.eval_model, config), (preset.evaluation, evaluation)]
+        print(describe_run(preset, parts))
+    evaluation = _adapt_protocol(evaluation, path)
     evaluation = dataclasses.replace(evaluation, ignore_label=info.ignore_label)
     return ExportRequest(
         model,
@@ -111,6 +117,24 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         values.tflite_input,
         values.calibration_images,
     )
+
+
+def _check_crop_size(
+    values: absl_flags.FlagValues, path: str, data: DataConfig, split: str
+) -> None:
+    """Raises UserError if images exceed a TFLite file that only returns labels."""
+    if ending_of(path) != TFLITE or values.tflite_output not in LABEL_OUTPUTS:
+        return
+    evaluation = _read_protocol(values)
+    height, width = _adapt_protocol(evaluation, path).eval_crop_size
+    highest, widest = find_largest_size(data, split)
+    if highest > height or widest > width:
+        needed = f"{max(highest, height)},{max(widest, width)}"
+        raise UserError(
+            f"images of {split} have up to {highest} rows and {widest} columns, but "
+            f"{path} takes {format_size((height, width))}; give --crop_size={needed} "
+            "or larger, or --tflite_output=logits to slide a window over larger images"
+        )
 
 
 def _check_quantization(

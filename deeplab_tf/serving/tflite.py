@@ -114,10 +114,11 @@ class TFLitePredictor(Artefact):
         """Returns the labels of an image that fits, from a file without scores."""
         height, width = image.shape[1:3]
         if height > self._size[0] or width > self._size[1]:
+            needed = f"{max(height, self._size[0])},{max(width, self._size[1])}"
             raise UserError(
                 f"{self._path} only returns labels, for images of up to "
                 f"{format_size(self._size)}; received {format_size((height, width))}; "
-                f"export with --crop_size={height},{width} or larger, or with "
+                f"export with --crop_size={needed} or larger, or with "
                 "--tflite_output=logits to slide a window over larger images"
             )
         labels = self._run(image).reshape(1, *self._size)

@@ -229,6 +229,21 @@ def test_tflite_export_runs_larger_images_in_windows(
     assert np.mean(labels == predictor.labels(images).numpy()) > 0.999
 
 
+def test_tflite_file_that_is_too_small_for_its_records_is_refused(
+    logs, validation, tmp_path
+):
+    pytest.importorskip("ai_edge_litert")
+    path = tmp_path / "model.tflite"
+    paths = (f"--checkpoint_path={logs}", f"--export_path={path}")
+    message = (
+        "images of val have up to 49 rows and 65 columns, but .*model.tflite takes "
+        "33x97; give --crop_size=49,97 or larger, or --tflite_output=logits to slide "
+    )
+    records = (f"--dataset_dir={validation}", "--crop_size=33,97")
+    assert_refused(message, EXPORT, *paths, *records)
+    assert list_outputs(tmp_path) == []
+
+
 def test_openvino_export_is_compared_with_its_checkpoint(logs, validation, tmp_path):
     for needed in ("openvino", "tf2onnx", "nncf"):
         pytest.importorskip(needed)

@@ -180,9 +180,9 @@ def test_label_only_model_has_no_probabilities(tmp_path, kind):
         predictor.labels(images)
     with pytest.raises(UserError, match=r"m\.tflite returns only labels, no prob"):
         predictor.probabilities(images)
-    larger = np.zeros((1, 10, 13, 5), np.uint8)
+    larger = np.zeros((1, 10, 12, 5), np.uint8)
     message = (
-        "only returns labels, for images of up to 9x13; received 10x13; export with "
+        "only returns labels, for images of up to 9x13; received 10x12; export with "
         "--crop_size=10,13 or larger, or with --tflite_output=logits to "
     )
     with pytest.raises(UserError, match=message):
