@@ -54,7 +54,7 @@ class ProgressBar(tqdm):
 
     def _print(self) -> None:
         state = self.format_dict
-        # The first step says little about the others: TensorFlow traces the model.
+        # The rate of the first training step is too low: TensorFlow traces the model.
         has_rate = self.total and self.n - self.initial > 1
         template = _LINE.format(
             total="/{total_fmt}" if self.total else "",
