@@ -116,7 +116,7 @@ class Predictor:
         stride = self.config.output_stride
         return self._budget.choose_window(height, width, stride)
 
-    def _align(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def _round_up_sides(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return [align_size(side, self.config.output_stride) for side in sides]
 
     def _pad(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -167,7 +167,7 @@ class Predictor:
         rows, columns = self._window_size(height, width)
         # Sides that fit into one window are already padded to the crop size.
         sides = ((rows, height), (columns, width))
-        size = self._align((rows, columns))
+        size = self._round_up_sides((rows, columns))
         if self.crop_size is not None:
             pairs = zip(size, sides, strict=True)
             size = [tf.where(w == side, side, x) for x, (w, side) in pairs]
@@ -197,7 +197,7 @@ class Predictor:
         elif self.window is not None:
             results = self._predict_in_windows(images, finish)
         else:
-            aligned = self._align(_size(images))
+            aligned = self._round_up_sides(_size(images))
             size = aligned if self.crop_size is None else _size(images)
             results = finish(self._scores(images, size))
         return results[:, :height, :width]

@@ -133,7 +133,7 @@ def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable
         weights = _append_zeros(weights, 0, missing) + ramp
         done = ends[i] - starts[i]
         piece = finish(_slice(scores, axis, 0, done) / weights[:done])
-        pieces = pieces.write(i, _swap_axes(piece, axis))
+        pieces = pieces.write(i, _swap_with_first_axis(piece, axis))
         return i + 1, _slice(scores, axis, done, window), weights[done:], pieces
 
     nothing = tf.zeros([0 if i == axis else side for i, side in enumerate(shape)])
@@ -152,7 +152,7 @@ def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable
         (tf.TensorShape([]), some, tf.TensorShape([None, *ramp.shape[1:]]), None),
         parallel_iterations=1,  # limits memory
     )
-    return _swap_axes(pieces.concat(), axis)
+    return _swap_with_first_axis(pieces.concat(), axis)
 
 
 def _ramp(window, count):
@@ -171,7 +171,7 @@ def _slice(x, axis: int, begin, end):
     return x[:, begin:end] if axis == 1 else x[:, :, begin:end]
 
 
-def _swap_axes(x, axis: int):
+def _swap_with_first_axis(x, axis: int):
     order = list(range(len(x.shape)))
     order[0], order[axis] = axis, 0
     return tf.transpose(x, order)

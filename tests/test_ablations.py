@@ -273,7 +273,7 @@ def test_trimap_plot_has_both_curves(results):
     assert {(31, 119, 180), (255, 127, 14)} <= colors  # Matplotlib's first two colours
 
 
-def test_result_files_are_read(tmp_path):
+def test_rows_without_result_files_have_no_runs(tmp_path):
     (tmp_path / "dense.json").write_text(json.dumps({"runs": make_runs(0.63)}))
     found = ablation_report.read_results(str(tmp_path))
     assert list(found) == list(ROWS)

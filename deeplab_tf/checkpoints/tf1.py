@@ -136,8 +136,8 @@ def _read_state(path: str) -> Message:
 
 def _make_damage_error(path: str, reason: str) -> UserError:
     return UserError(
-        f"{path} is damaged ({reason}); delete it to use the highest step, or give the "
-        "prefix of a checkpoint"
+        f"{path} is damaged ({reason}); delete it to use the checkpoint of the highest "
+        "step, or give the prefix of a checkpoint"
     )
 
 
@@ -156,7 +156,8 @@ def _find_frozen_graph(folder: str) -> list[str]:
     found = tf.io.gfile.glob(os.path.join(folder, f"[!.]*{_FROZEN}"))
     if any(os.path.basename(path) == "saved_model.pb" for path in found):
         raise UserError(
-            f"{folder} is an export (SavedModel); give the checkpoint it was made from"
+            f"{folder} is an export (SavedModel); give the checkpoint that it was "
+            "exported from"
         )
     if len(found) > 1:
         raise UserError(

@@ -41,8 +41,8 @@ class Experiment:
         check_fields(self)
         require(
             self.format_version == 1,
-            f"format_version {self.format_version} needs a newer deeplab_tf; this one "
-            "reads 1",
+            f"format_version {self.format_version} needs a newer deeplab_tf; this "
+            "version reads format_version 1",
         )
 
     def to_json(self) -> str:

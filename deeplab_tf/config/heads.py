@@ -111,7 +111,7 @@ class ContextConfig:
         require(
             self.aspp or not self.dense_prediction_cell,
             "a dense prediction cell replaces the ASPP, so it needs "
-            f"{name_option(self, 'aspp')}; received False",
+            f"{name_option(self, 'aspp')} to be True; received False",
         )
         for i, branch in enumerate(self.dense_prediction_cell):
             require(

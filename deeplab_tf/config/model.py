@@ -322,7 +322,7 @@ class ModelConfig:
         filters = fields.get("decoder.filters", config.decoder.filters)
         require(
             not config.decoder.outputs_logits or filters == config.num_classes,
-            f"with {name_option(DecoderConfig, 'outputs_logits')} "
+            f"with {name_option(DecoderConfig, 'outputs_logits')}, "
             f"{name_option(DecoderConfig, 'filters')} must be the number of classes, "
             f"{config.num_classes}; received {filters}",
         )

@@ -67,10 +67,10 @@ def require_same(folder: str, split: str, old: Member | None, new: Member) -> No
         return
     other = f"from {old.image}, not {new.image}"
     if old.image == new.image:
-        other = "with another label file"
+        other = "from a different label file"
     raise UserError(
         f"the split {split} of {folder} already has an image {new.name} {other}, with "
-        f"other content; {_REMEDY}"
+        f"different content; {_REMEDY}"
     )
 
 

@@ -113,7 +113,7 @@ class _Index:
             if len(found) > 1:
                 raise UserError(
                     f"{image.source} names the image {name}, which may be "
-                    f"{' or '.join(found[:3])} in {self.folder}"
+                    f"{' or '.join(found[:3])} in {self.folder}; rename one of them"
                 )
             if found:
                 return found[0]

@@ -114,7 +114,8 @@ def _add_colors(rows: Sequence[Row], colors: Any, where: str) -> list[Row]:
     has_columns = any(row.id is not None or row.color for row in rows)
     if not isinstance(colors, list) or len(colors) != len(rows) or has_columns:
         raise UserError(
-            f"{where} must be a list of {len(rows)} colours, next to a list of names"
+            f"{where} must be a list of {len(rows)} colours, one for each item of a "
+            "list of names"
         )
     return [
         row._replace(color=_to_color(color, f"item {i} of {where}"))
@@ -161,7 +162,7 @@ def _read_map(tree: Mapping[str, Any], where: str) -> list[Row]:
 def _read_id_entry(key: str, value: Any, where: str) -> Row:
     row = _read_item(value, where)
     if row.id not in (None, _to_int(key)):
-        raise UserError(f"{where} has another id, {row.id}")
+        raise UserError(f"{where} contains a different id, {row.id}")
     return row._replace(id=_to_int(key))
 
 
@@ -170,7 +171,7 @@ def _read_name_entry(key: str, value: Any, where: str) -> Row:
     if isinstance(value, dict):
         row = _read_fields(value, where)
         if row.name not in ("", name):
-            raise UserError(f"{where} has another name, {row.name}")
+            raise UserError(f"{where} contains a different name, {row.name}")
         return row._replace(name=name)
     number = _to_int(value)
     if number is not None:

@@ -285,7 +285,7 @@ def parse_color(text: str, where: str) -> Color:
 
 
 def is_plain_name(name: str) -> bool:
-    """Returns whether unquoted text is a name and not structure."""
+    """Returns whether unquoted text is a name and not syntax."""
     return bool(
         re.fullmatch(r"[^,;:=|\t#{}\[\]<>\"`]+", name)
         and (name[0].isalnum() or name[0] in "_(")
@@ -302,7 +302,7 @@ def is_name(name: str) -> bool:
 
 
 def _check_name(line: _Line, name: str, is_quoted: bool) -> None:
-    """Refuses names that may be structure."""
+    """Raises UserError for unquoted text that may be syntax, such as `{a}` or `a:`."""
     if not (is_name(name) and (is_quoted or is_plain_name(name))):
         raise UserError(f"{line}, is not understood; {_HELP}")
 

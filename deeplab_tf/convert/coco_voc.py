@@ -126,7 +126,10 @@ def _compress_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
         else list(counts)
     )
     if list(outline["size"]) != size:
-        raise ValueError(f"its runs have the size {outline['size']}")
+        raise ValueError(
+            f"its runs have the size {outline['size']}; it must be {size}, the height "
+            "and width of the image"
+        )
     # pycocotools reads uninitialised memory for missing runs.
     run_lengths.check_counts(counts, height, width)
     return _import_masks().frPyObjects({"counts": counts, "size": size}, *size)
@@ -173,7 +176,7 @@ def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -
     )
     for image in images:
         name = str(image["file_name"])
-        entries.find(name, f"{path} lists {name} but {image_dir} has no such image")
+        entries.find(name, f"{path} lists {name}, but {image_dir} has no such image")
         sides = image["height"], image["width"]
         is_valid = all(isinstance(side, int) and side > 0 for side in sides)
         if not is_valid or math.prod(sides) > decoding.MAX_PIXELS:

@@ -224,8 +224,8 @@ class Masks:
         if not is_sure and self._are_ids(by_id.keys(), mask):
             raise UnclearError(
                 f"{path} has the values {mask_values.format_counts(counts)}, which are "
-                "all class ids, but declared otherwise or not at all; remove "
-                "--nearest, or declare them with --value_map"
+                "all class ids, but not declared as such; remove --nearest, or declare "
+                "them with --value_map"
             )
         return self.snapped.snap(path, mask, targets)
 
@@ -288,11 +288,12 @@ class Masks:
         ]
         raise UnclearError(
             f"{path} has one channel whose values may be class ids or the grey colours "
-            f"of --classes; for colours add --value_map={','.join(entries)}, for class "
-            "ids remove the colours"
+            f"of --classes; for colours, add --value_map={','.join(entries)}; for "
+            "class ids, remove the colours from --classes"
         )
 
     def _require_same_reading(self, path: epath.Path, reading: str) -> None:
+        """Raises `UnclearError` if masks have both class ids and grey colours."""
         with self._lock:
             # Threads read in any order; the message must not depend on it.
             self._readings[reading] = min(path, self._readings.get(reading, path))

@@ -182,7 +182,7 @@ def _check_sizes(
             hint = " after its EXIF rotation; replace --apply_exif with --noapply_exif"
         error = UnclearError if hint else UserError
         raise error(
-            f"{sample.label_name} is {label.shape[1]}x{label.shape[0]} but its image "
+            f"{sample.label_name} is {label.shape[1]}x{label.shape[0]}, but its image "
             f"{sample.image} is {image.width}x{image.height}{hint}"
         )
     is_sure = image.orientation == 1 or (image.orientation > 4 and size != turned)

@@ -218,7 +218,7 @@ def _refuse_areas(path: epath.Path, pixels: np.ndarray, is_far: np.ndarray) -> N
         value = np.atleast_1d(pixels[y[0], x[0]])
         flag = format_value(tuple(value) if value.size > 1 else int(value[0]))
         raise UnclearError(
-            f"{path} has an area of {_format(value)} at (x, y) = ({x[0]}, {y[0]}), "
-            f"which is not declared and too large for an edge; add "
-            f"--value_map={flag}:NAME or {flag}:ignore"
+            f"{path} has the undeclared value {_format(value)} at (x, y) = ({x[0]}, "
+            f"{y[0]}), in an area too large to be an edge; add "
+            f"--value_map={flag}:NAME or --value_map={flag}:ignore"
         )

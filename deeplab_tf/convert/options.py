@@ -144,7 +144,7 @@ class Splitting:
         )
         require(
             not (self.val_share and self.split == _VAL),
-            "--val_share creates the split val; --split must be another one",
+            "--val_share creates the split val, so --split must be a different one",
         )
         require(not self.group_by or self.val_share > 0, "--group_by needs --val_share")
 

@@ -108,7 +108,9 @@ def find_pairs(images: Folder, labels: Folder) -> dict[str, tuple[epath.Path, ..
     """
     image_entries, label_entries = images.entries(), labels.entries()
     if not image_entries.files:
-        raise UserError(f"{images.path} has no {images.subfolders}*{images.suffix}")
+        raise UserError(
+            f"{images.path} has no files {images.subfolders}*{images.suffix}"
+        )
     require_files(image_entries, label_entries)
     for name in sorted(image_entries.files.keys() ^ label_entries.files.keys()):
         image = image_entries.files.get(name) or images.path / f"{name}{images.suffix}"

@@ -70,7 +70,7 @@ def _waves(x):
     return np.clip(0.5 + np.sin(np.float32(2 * np.pi) * x), 0, 1)
 
 
-def _circles(rng, x, y):
+def _rings(rng, x, y):
     return _waves(np.float32(1.2) * np.hypot(x, y))
 
 
@@ -106,7 +106,7 @@ def _speckle(rng, x, y):
 
 # In the order of their hues, which separates similar textures.
 _CLASSES = {
-    "disc": (_scale_to_unit_area(_corners(48)), _circles),
+    "disc": (_scale_to_unit_area(_corners(48)), _rings),
     "cross": (_scale_to_unit_area(_cross(0.3)), _dots),
     "triangle": (_scale_to_unit_area(_corners(3)), _stripes),
     "ring": (_scale_to_unit_area(_corners(48), 0.5 * _corners(48)), _spokes),

@@ -99,7 +99,7 @@ def parse_value_map(entries: Sequence[str], targets: Targets) -> ValueMap:
         value = _parse_value(left, where)
         target = targets.find(right, where)
         if values.setdefault(value, target) != target:
-            raise UserError(f"--value_map gives {left} two classes")
+            raise UserError(f"--value_map maps {left} to two classes")
     return values
 
 

@@ -69,7 +69,7 @@ class _Root:
         samples = []
         for name in names:
             image = self.images.find(
-                name, f"{source} lists {name} but {self.image_dir} has no such image"
+                name, f"{source} lists {name}, but {self.image_dir} has no such image"
             )
             label = labels.find(name, f"{image} has no label {label_path(name)}")
             samples.append(_make_sample(name, image, label))

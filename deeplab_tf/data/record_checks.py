@@ -142,7 +142,7 @@ class RecordChecker:
             edges = find_edges(small, label)
         else:
             label_size, image_size = map(_format_size, (label.shape, size))
-            text = f"the label is {label_size} but the image is {image_size}"
+            text = f"the label is {label_size}, but the image is {image_size}"
             problems.append(("size", f"{where}: {text}"))
         values = np.bincount(label.ravel(), minlength=256)
         known = np.arange(256) < info.num_classes

@@ -154,17 +154,17 @@ def find_class_ids(names: Sequence[str], info: DatasetInfo) -> list[int]:
     Raises:
         UserError: if a name is unknown.
     """
-    ids = {_normalize(name): i for i, name in enumerate(info.class_names)}
+    ids = {_normalize_name(name): i for i, name in enumerate(info.class_names)}
     for name in names:
-        if _normalize(name) not in ids:
+        if _normalize_name(name) not in ids:
             raise UserError(
                 f"{info.name} has no class {name!r}; its classes are "
                 f"{', '.join(info.class_names)}"
             )
-    return [ids[_normalize(name)] for name in names]
+    return [ids[_normalize_name(name)] for name in names]
 
 
-def _normalize(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 

@@ -164,7 +164,7 @@ def _count_classes(name: str, data_dir: str, builder) -> int:
 def open_split(
     name: str, data_dir: str, split: str
 ) -> tuple[records.Keys, records.RecordIndex]:
-    """Returns the keys and index of a split in TFDS syntax, such as `train[:90%]`.
+    """Returns feature keys and record index of a TFDS split, such as `train[:90%]`.
 
     Raises:
         UserError: if the split does not exist or is empty.

@@ -54,7 +54,8 @@ class _Submission:
         folder, name = outputs.split(self._path)
         if not tf.io.gfile.isdir(folder):
             raise UserError(
-                f"the folder {folder} of {self._path} does not exist; create it"
+                f"{self._path} cannot be written, because there is no folder {folder}; "
+                "create it"
             )
         outputs.claim(folder, [name], self._overwrite)
         self._members = set()

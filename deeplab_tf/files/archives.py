@@ -234,11 +234,11 @@ def _require_replaceable(folder: str) -> None:
         return
     if os.path.islink(folder) or not os.path.isdir(folder):
         raise UnusableFolderError(
-            f"{folder} exists and is not a folder; move it elsewhere"
+            f"{folder} exists but is not a folder; move it elsewhere"
         )
     if os.listdir(folder) and not _has_stamp(folder):
         raise UnusableFolderError(
-            f"{folder} exists and was not extracted by this program; move it elsewhere"
+            f"{folder} exists but was not extracted by this program; move it elsewhere"
         )
 
 

@@ -92,9 +92,9 @@ def _require_replaceable_file(path: str, overwrite: bool = False) -> None:
     if not tf.io.gfile.exists(path):
         return
     if not is_regular_file(path):
-        raise UserError(f"{path} exists and is not a regular file; {_OTHER_PATH}")
+        raise UserError(f"{path} exists but is not a regular file; {_OTHER_PATH}")
     if not (overwrite or is_ours(path)):
-        raise UserError(f"{path} exists and {_FOREIGN}; {_REMEDIES}")
+        raise UserError(f"{path} exists but {_FOREIGN}; {_REMEDIES}")
 
 
 def claim(

@@ -81,7 +81,7 @@ def read_video(source: str) -> Iterator[Video]:
         stack.callback(capture.release)
         if not capture.isOpened():
             reason = (
-                "not found" if _is_camera(source) else "is not a video or is broken"
+                "was not found" if _is_camera(source) else "is not a video or is broken"
             )
             raise UserError(f"{_describe(source)} {reason}")
         yield Video(capture, source)
@@ -109,7 +109,7 @@ def write_video(
         writer = cv2.VideoWriter(local, cv2.CAP_FFMPEG, codec, rate, (width, height))
         if not writer.isOpened():
             raise UserError(
-                f"{path} cannot be written: this OpenCV cannot encode MP4 files"
+                f"{path} cannot be written: this build of OpenCV cannot encode MP4"
             )
 
         def write(frame: np.ndarray) -> None:

@@ -155,8 +155,8 @@ def multiply_adds(
     """
     if config.image_pyramid != (1.0,):
         raise UserError(
-            "multiply_adds counts single-scale networks; received image_pyramid "
-            f"{config.image_pyramid}: give them as scales"
+            "multiply_adds counts networks without an image pyramid; received "
+            f"image_pyramid {config.image_pyramid}; pass its scales as `scales`"
         )
     height, width = crop_size
     counts = [

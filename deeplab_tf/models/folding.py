@@ -112,7 +112,7 @@ class _LayerCopier:
         return self._copy_class(layer).from_config({**layer.get_config(), **options})
 
     def copy_weights(self) -> None:
-        """Sets the weights of all copies."""
+        """Sets the weights of all copies, with batch normalisation folded in."""
         for layer, copy in self._copies.items():
             if not isinstance(layer, keras.Model):
                 copy.set_weights(self._find_weights(layer))

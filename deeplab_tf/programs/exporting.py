@@ -71,7 +71,7 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
     if several or evaluation.eval_scales != (1.0,):
         raise UserError(
             f"{path} runs one inference pass over the entire image; give "
-            "--inference_scales=1.0 --noadd_flipped_images without --window_size, or "
+            "--inference_scales=1.0 --noadd_flipped_images and no --window_size, or "
             "export a SavedModel"
         )
     # A TFLite file has one size, and slides it over larger images; others take any.
@@ -154,12 +154,13 @@ def _check_quantization(
     if values["calibration_images"].present:
         raise UserError(
             f"--calibration_images has no effect on {checkpoint}, whose ranges are "
-            "trained; --quantize_delay_step=-1 calibrates its weights instead"
+            "trained; remove the flag, or add --quantize_delay_step=-1 to calibrate"
         )
     if ending_of(path) != SAVED_MODEL and values.quantize != "int8":
         raise UserError(
-            f"{path} needs --quantize=int8 for a quantised {checkpoint}, or "
-            "--quantize_delay_step=-1"
+            f"{path} cannot hold the rounded model of --quantize_delay_step="
+            f"{values.quantize_delay_step}; remove this flag, add --quantize=int8 "
+            "(TFLite, ONNX, OpenVINO), or export a SavedModel"
         )
 
 

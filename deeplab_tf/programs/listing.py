@@ -36,7 +36,7 @@ def run_listing(
         similar = suggest_similar(words[-1], rows)
         called = os.path.basename(program)
         sys.exit(
-            f"{called}: nothing contains {' and '.join(words)}; {similar}"
-            "without words, it lists all"
+            f"{called}: no name contains {' and '.join(words)}; {similar}"
+            "without words, all are listed"
         )
     print_text("\n".join(found))

@@ -157,8 +157,8 @@ def _print_changes(previous: Experiment, experiment: Experiment) -> None:
     changes = [change for pair in pairs for change in list_deviations(*pair)]
     if changes:
         print(
-            f"note: resuming with other settings: {'; '.join(changes)}; for a new run, "
-            "give a different --train_logdir"
+            f"note: resuming with different settings: {'; '.join(changes)}; for a new "
+            "run, give a different --train_logdir"
         )
 
 

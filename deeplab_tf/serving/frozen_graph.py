@@ -121,8 +121,8 @@ class FrozenGraphPredictor(GraphPredictor):
         names = {operation.name for operation in graph.graph.get_operations()}
         if not {INPUT, OUTPUT} <= names:
             raise UserError(
-                f"{path} has no tensors {INPUT}:0 and {OUTPUT}:0, between which a "
-                "frozen graph labels images"
+                f"{path} must have the tensors {INPUT}:0 and {OUTPUT}:0, the input and "
+                "the output of an exported frozen graph"
             )
         image = graph.graph.get_tensor_by_name(f"{INPUT}:0")
         score, classes = None, None

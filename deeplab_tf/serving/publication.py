@@ -44,7 +44,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
         kind = "folder" if is_folder else "file"
         expected = ending_of(path).removeprefix(".") or "SavedModel"
         raise UserError(
-            f"{path} exists and is a {kind}, not a {expected}; choose another path"
+            f"{path} exists but is a {kind}, not a {expected}; choose another path"
         )
     others = [comparison_path(path), refusal_path(path)]
     if ending_of(path) == OPENVINO:

@@ -221,8 +221,7 @@ def _find_input(interpreter, path: str) -> dict:
     if abs(batch) != 1 or len(shape) != 3 or min(shape) < 1:
         raise UserError(
             f"{path} has inputs of shape {' and '.join(map(str, shapes))}; it must "
-            "have one input [1, height, width, channels] of fixed size; export it that "
-            "way"
+            "have one input [1, height, width, channels]; export it with a fixed size"
         )
     detail = details[0]
     is_real = np.issubdtype(detail["dtype"], np.floating)
@@ -250,8 +249,8 @@ def _find_output(interpreter, size: list[int], path: str) -> dict:
     if not found:
         shapes = [f"{np.dtype(d['dtype'])} {d['shape'].tolist()}" for d in details]
         raise UserError(
-            f"{path} gives {' and '.join(shapes)}; scores [1, height, width, classes] "
-            f"or integer labels [1, {size[0]}, {size[1]}] are needed"
+            f"{path} returns {' and '.join(shapes)}; scores [1, height, width, "
+            f"classes] or integer labels [1, {size[0]}, {size[1]}] are needed"
         )
     return found[0]
 

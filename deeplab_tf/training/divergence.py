@@ -94,8 +94,8 @@ class DivergenceCheck:
             name = f" ({name_samples(number, 1)})" if name_samples else ""
             raise UserError(
                 f"image {place} of the batch at step {step}{name} has pixels that are "
-                "not finite or absurdly large; fix the code that produces the images; "
-                "pixels must be 0..255"
+                "not finite or absurdly large; pixels must be 0..255; fix the code "
+                "that produces the images"
             )
         source = self._source if step == self._first_step else None
         raise UserError(

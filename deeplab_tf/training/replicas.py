@@ -113,9 +113,9 @@ class Replicas:
         states = self.sum_over_workers(states)
         if (states != states[0]).any():
             raise UserError(
-                f"the workers start differently, at the steps {states[:, 0].tolist()}; "
-                f"give all of them the same train_logdir ({folder}) and initial "
-                "checkpoint"
+                "the workers do not start from the same state (their steps: "
+                f"{states[:, 0].tolist()}); give all of them the same train_logdir "
+                f"({folder}) and initial checkpoint"
             )
 
     def copy_from_chief(self, variables: Sequence[keras.Variable]) -> None:

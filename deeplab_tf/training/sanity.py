@@ -110,8 +110,8 @@ def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
     error = difference.std(ddof=1) / np.sqrt(len(own))
     fits = bool(difference.mean() > _SIGNIFICANT * error)
     line = (
-        f"borders: image edges along the borders of its label are stronger than at "
-        f"{np.mean(own):.0%} of the pixels, along those of other labels stronger than "
+        f"borders: along the borders of its own label, an image has stronger edges "
+        f"than at {np.mean(own):.0%} of its pixels; along those of other labels, than "
         f"at {np.mean(others):.0%} ({len(own)} crops)"
     )
     if not fits:

@@ -199,7 +199,7 @@ def _require_format(reader, prefix: str) -> None:
     if version != FORMAT_VERSION:
         raise UserError(
             f"{prefix} has format version {version}, but this version of deeplab_tf "
-            f"can only resume {FORMAT_VERSION}; give a different --train_logdir"
+            f"can only resume version {FORMAT_VERSION}; give a different --train_logdir"
         )
 
 

@@ -120,7 +120,8 @@ CONFLICTS = {
         save_other_c,
         SECOND,
         "train of .*out already has an image c from .*images/c.png, not .*images2/c.png"
-        ", with other content; use another --output_dir or --split, or add --overwrite",
+        ", with different content; use another --output_dir or --split, or add "
+        "--overwrite",
     ),
     "no manifest": (
         remove_records,

@@ -428,7 +428,7 @@ BROKEN = {
     ),
     "brush of another image": (
         one_task("brushlabels", rle=files.encode_brush(np.ones((30, 41)))),
-        "its runs have 4920 values of 8 bits, not 4800 of 8",
+        "its runs have 4920 values of 8 bits instead of 4800 of 8 bits",
     ),
     "brush of no bytes": (one_task("brushlabels", rle=[300]), "must be a list of byt"),
     "CVAT video": (

@@ -183,7 +183,7 @@ BROKEN = {
     ),
     "label of another size": (
         shrink_label,
-        f"{ULM}_gtFine_labelIds.png is 30x19 but its image .* is 30x20",
+        f"{ULM}_gtFine_labelIds.png is 30x19, but its image .* is 30x20",
     ),
     "renamed folder": (
         rename_images,

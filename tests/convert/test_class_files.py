@@ -240,7 +240,8 @@ REFUSED = {
     ),
     "JSON palette": (
         '{"classes": ["a", "b"], "palette": [[1, 2, 3]]}',
-        "palette of classes.txt must be a list of 2 colours, next to a list of names",
+        "palette of classes.txt must be a list of 2 colours, one for each item of a "
+        "list of names",
     ),
     "JSON of a table": ('{"a": "b"}', "a of classes.txt: 'b' is not a colour"),
 }

@@ -260,11 +260,11 @@ BROKEN_OUTLINE = "annotation 101 of .*, in the 60x40 image b.jpg, is broken: "
 BROKEN = {
     "missing image": (
         remove_image,
-        "/instances_train2017.json lists b.jpg but .*/train2017 has no such image",
+        "/instances_train2017.json lists b.jpg, but .*/train2017 has no such image",
     ),
     "image of another size": (
         shrink_image,
-        "/instances_train2017.json is 60x40 but its image .*/b.jpg is 59x40",
+        "/instances_train2017.json is 60x40, but its image .*/b.jpg is 59x40",
     ),
     "impossible size": (
         set_field("images", 1, "height", 0),

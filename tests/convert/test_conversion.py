@@ -339,7 +339,7 @@ def test_edited_manifest_is_refused(convert, folder):
     manifest = f"{folder}/conversion.json"
     with tf.io.gfile.GFile(manifest, "a") as file:
         file.write(" ")
-    with pytest.raises(UserError, match=r"conversion\.json exists and was not written"):
+    with pytest.raises(UserError, match=r"conversion\.json exists but was not written"):
         convert(1)
     assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}
     tf.io.gfile.remove(manifest)
@@ -462,7 +462,7 @@ def test_label_of_rotated_image_is_refused_with_hint(convert, sources):
     Image.fromarray(image(0).transpose(1, 0, 2)).save(file, "JPEG", exif=exif)
     (sources / "0.jpg").write_bytes(file.getvalue())
     message = (
-        r"0_label.png is 5x4 but its image .*0.jpg is 4x5 before its EXIF rotation"
+        r"0_label.png is 5x4, but its image .*0.jpg is 4x5 before its EXIF rotation"
     )
     with pytest.raises(UserError, match=message):
         convert(0)
@@ -471,7 +471,7 @@ def test_label_of_rotated_image_is_refused_with_hint(convert, sources):
 def test_invalid_exif_data_is_ignored(convert, sources):
     jpeg = encode_image(image(0).transpose(1, 0, 2), "JPEG", exif=INVALID_EXIF)
     (sources / "0.jpg").write_bytes(jpeg)
-    with pytest.raises(UserError, match=r"is 5x4 but its image .*0.jpg is 4x5$"):
+    with pytest.raises(UserError, match=r"is 5x4, but its image .*0.jpg is 4x5$"):
         convert(0)
 
 

@@ -199,7 +199,10 @@ INVALID_FLAGS = {
         ["--val_share=1"],
         "val_share must be at least 0 and below 1; received 1",
     ),
-    "share of val": (["--val_share=.5", "--split=val"], "--split must be another one"),
+    "share of val": (
+        ["--val_share=.5", "--split=val"],
+        "--split must be a different one",
+    ),
     "colour": (["--ignore_color=1,2"], "--ignore_color must be r,g,b .* received 1,2$"),
     "colour word": (
         ["--ignore_color=r,2,3"],

@@ -158,7 +158,7 @@ MISMATCHES = {
     "label of another size": (
         save_npy(np.ones((7, 5, 3), np.uint8)),
         (3, 255),
-        "x.png is 7x5 but its image .*x.npy is 5x7$",
+        "x.png is 7x5, but its image .*x.npy is 5x7$",
     ),
 }
 

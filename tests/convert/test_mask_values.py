@@ -284,7 +284,7 @@ REFUSED = {
     "grey colours or class ids": (
         GREYS._replace(ignores_explicitly=True),
         [grey(0, 255)],
-        "for colours add --value_map=0:sea,255:sky, for class ids remove the colours",
+        "for colours, add --value_map=0:sea,255:sky; for class ids, remove the colours",
     ),
     "class ids and grey colours": (
         ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, (7, 7, 7))), True),
@@ -316,18 +316,18 @@ REFUSED = {
     "class ids with --nearest": (
         NEAR,
         [grey(0, 1, 2)],
-        "which are all class ids, but declared otherwise or not at all; remove",
+        "which are all class ids, but not declared as such; remove",
     ),
     "an undeclared class with --nearest": (
         NEAR,
         [encode(np.full((9, 9), 60, np.uint8))],
-        "0.png has an area of 60 at (x, y) = (0, 0), which is not declared and too "
-        "large for an edge; add --value_map=60:NAME or 60:ignore",
+        "0.png has the undeclared value 60 at (x, y) = (0, 0), in an area too large to "
+        "be an edge; add --value_map=60:NAME or --value_map=60:ignore",
     ),
     "an undeclared colour with --nearest": (
         COLORED._replace(nearest=True),
         [encode(np.full((9, 9, 3), 99, np.uint8))],
-        "add --value_map=#636363:NAME or #636363:ignore",
+        "add --value_map=#636363:NAME or --value_map=#636363:ignore",
     ),
     "grey colours or class ids in RGB": (
         ClassList(DatasetInfo("g", ("a", "b"), colors=((1,) * 3, BLACK)), True),
@@ -339,7 +339,7 @@ REFUSED = {
             DatasetInfo("c", ("a", "b"), colors=(BLACK, RED)), True, nearest=True
         ),
         [encode(paint(draw(0, 2), [BLACK, GREEN]), "JPEG", quality=80)],
-        "which is not declared and too large for an edge; add --value_map=#",
+        "in an area too large to be an edge; add --value_map=#",
     ),
     "class ids as JPEG": (
         with_map(PAIR, "0:ground,1:ball", nearest=True),
@@ -452,7 +452,7 @@ INVALID_MAPS = {
     "70000:object": "'70000' is not a value in 0..65535 or a colour such as #ff8000",
     "#ff00:object": "'#ff00' is not a value in 0..65535 or a colour",
     "255:2": "class ids are 0..1",
-    "255:object,255:background": "--value_map gives 255 two classes",
+    "255:object,255:background": "--value_map maps 255 to two classes",
 }
 
 

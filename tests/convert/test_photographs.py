@@ -303,7 +303,9 @@ def test_unclear_orientation_is_refused(
     save_turned(path, upright, orientation, image_format)
     message = f"has the EXIF orientation {orientation}, and its label would fit eit"
     if orientation > 4 and not is_square:
-        message = "is 18x12 but its image .* is 12x18 before its EXIF rotation; add --a"
+        message = (
+            "is 18x12, but its image .* is 12x18 before its EXIF rotation; add --a"
+        )
     assert_refused(message, *arguments(tmp_path))
 
 
@@ -316,7 +318,9 @@ def test_label_that_fits_only_the_stored_pixels_is_accepted(source, tmp_path):
     printed = run(*arguments(tmp_path))
     np.testing.assert_array_equal(read_record(tmp_path)[0], stored)
     assert "1 image has an EXIF rotation that is not applied\n" in printed
-    message = "is 18x12 but its image .* is 12x18 after its EXIF rotation; replace --ap"
+    message = (
+        "is 18x12, but its image .* is 12x18 after its EXIF rotation; replace --ap"
+    )
     assert_refused(message, *arguments(tmp_path, "--apply_exif", "--split=val"))
 
 

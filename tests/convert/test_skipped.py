@@ -47,7 +47,7 @@ def test_broken_files_are_listed_and_skipped(tmp_path, shards):
         skipped = read_skipped(tmp_path)
         assert list(skipped) == ["a", "c", "d", "h"]
         assert skipped["a"].endswith("images/a.png is broken: it is empty")
-        assert "is 3x3 but its image" in skipped["h"]
+        assert "is 3x3, but its image" in skipped["h"]
         assert not [n for n in os.listdir(tmp_path / "out") if "finished" in n]
     assert_refused("is broken|is 3x3 but", FOLDER, *arguments(tmp_path, *flags))
     scenes = write_folder(tmp_path, *"abcdefgh")

@@ -130,7 +130,7 @@ def test_invalid_tiles_are_refused(source, tmp_path, monkeypatch):
     pixels, label = draw()
     Image.fromarray(pixels).save(tmp_path / "images/a.png")
     Image.fromarray(label[:, 1:]).save(tmp_path / "masks/a.png")
-    message = r"a.png is 109x70 but its image .*a.png is 110x70"
+    message = r"a.png is 109x70, but its image .*a.png is 110x70"
     assert_refused(message, *source, "--tile=64")
     monkeypatch.setattr(decoding, "MAX_PIXELS", HEIGHT * WIDTH - 1)
     assert_refused(message, *source, "--tile=64")

@@ -168,7 +168,7 @@ BROKEN = {
     ),
     "image listed but missing": (
         remove_image,
-        "/train.txt lists 2007_000001 but .*/JPEGImages has no such image",
+        "/train.txt lists 2007_000001, but .*/JPEGImages has no such image",
     ),
     "label of another size": (
         shrink_label,

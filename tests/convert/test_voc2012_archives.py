@@ -164,7 +164,7 @@ BROKEN = {
     ),
     "SBD image that VOC lacks": (
         remove_files("voc.tar", "JPEGImages/2008_000008"),
-        "/sbd/.*/train.txt or val.txt lists 2008_000008 but .*/JPEGImages has no such",
+        "/sbd/.*/train.txt or val.txt lists 2008_000008, but .*/JPEGImages has no such",
     ),
     "SBD list without label": (
         remove_files("sbd.tgz", "2008_000008.mat"),
@@ -196,7 +196,7 @@ BROKEN = {
     ),
     ".mat of another size": (
         set_file("sbd.tgz", CLS, official_archives.mat(3, 8, 6)),
-        "2008_000008.mat is 6x8 but its image .*/2008_000008.jpg is 8x6",
+        "2008_000008.mat is 6x8, but its image .*/2008_000008.jpg is 8x6",
     ),
     ".mat with an invalid class": (
         set_file("sbd.tgz", CLS, official_archives.mat(21)),

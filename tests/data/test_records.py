@@ -138,7 +138,7 @@ def test_folder_name_may_contain_glob_characters(tmp_path):
     assert records.list_splits(folder) == ["train"]
 
 
-def test_shards_of_any_name_are_read(folder):
+def test_shards_of_any_name_are_found(folder):
     for name in ("train-a", "train-00001-of-many"):
         write_shards(folder, b"1")
         tf.io.gfile.rename(

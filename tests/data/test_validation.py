@@ -147,7 +147,7 @@ _PROBLEMS = {
     "other size": (
         make_record(image(), np.ones((WIDTH, HEIGHT), np.uint8)),
         "size",
-        "the label is 6x9 but the image is 9x6",
+        "the label is 6x9, but the image is 9x6",
     ),
     "other value": (
         make_record(image(), label(0, 3, 200)),

@@ -180,7 +180,7 @@ def test_existing_user_folder_is_refused(tmp_path, archive, stamp):
     mine.write_bytes(b"mine")
     if stamp is not None:
         (tmp_path / "out/archive.txt").write_text(stamp)
-    assert_refused(f"{tmp_path}/out exists and was not", archive, tmp_path / "out")
+    assert_refused(f"{tmp_path}/out exists but was not", archive, tmp_path / "out")
     assert mine.read_bytes() == b"mine"
 
 
@@ -195,7 +195,7 @@ def test_target_that_is_not_a_folder_is_refused(tmp_path, archive, kind):
         "fifo": lambda: os.mkfifo(out),
     }
     make[kind]()
-    assert_refused("out exists and is not a folder", archive, out)
+    assert_refused("out exists but is not a folder", archive, out)
     assert os.listdir(tmp_path / "elsewhere") == []
     assert os.path.lexists(out)
 

@@ -168,7 +168,7 @@ def test_earlier_output_is_replaced_unless_edited(folder, tmp_path):
         assert outputs.is_ours(path)
     with outputs.tf.io.gfile.GFile(path, "w") as file:
         file.write("edited")
-    with pytest.raises(UserError, match=r"metrics\.json exists and was not written"):
+    with pytest.raises(UserError, match=r"metrics\.json exists but was not written"):
         outputs.write_text("third", path)
 
 

@@ -164,7 +164,7 @@ def test_quantize_keeps_layers_that_keras_cannot_quantize(clone):
     np.testing.assert_array_equal(logits(clone), before)
 
 
-def test_structure_is_plotted(model):
+def test_plot_names_all_layers(model):
     pytest.importorskip("pydot")
     graph = keras.utils.model_to_dot(model, show_shapes=True, show_layer_names=True)
     text = graph.to_string()

@@ -196,7 +196,7 @@ def test_subfolders_and_formats_are_kept_in_the_output(tiny_export, tmp_path):
     labels = [read_labels(photos / folder, "a") for folder in ("out", "out/x")]
     np.testing.assert_array_equal(*labels)
     (photos / "out/x/a_label.png").write_text("mine")
-    message = "x/a_label.png exists and was not written by deeplab_tf"
+    message = "x/a_label.png exists but was not written by deeplab_tf"
     assert_refused(message, *arguments, f"--images={photos}")
 
 

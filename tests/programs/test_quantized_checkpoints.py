@@ -82,8 +82,8 @@ def test_saved_model_rounds_on_request(tiny_model, quantized, logs, tmp_path, fl
 @pytest.mark.parametrize(
     ("message", "name", "flags"),
     [
-        ("needs --quantize=int8 for", "m.tflite", ["--quantize_delay_step=0"]),
-        ("needs --quantize=int8 for", "m.keras", ["--quantize_delay_step=0"]),
+        ("m.tflite cannot hold the rounded", "m.tflite", ["--quantize_delay_step=0"]),
+        ("m.keras cannot hold the rounded", "m.keras", ["--quantize_delay_step=0"]),
         (
             "--calibration_images has no effect on",
             "m.tflite",

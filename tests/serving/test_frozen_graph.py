@@ -78,7 +78,7 @@ def test_resizing_is_frozen(tiny_model, tmp_path):
     ("content", "message"),
     [
         (b"garbage", r"m\.pb cannot be read as a frozen graph"),
-        (b"", r"m\.pb has no tensors ImageTensor:0 and SemanticPredictions:0"),
+        (b"", r"m\.pb must have the tensors ImageTensor:0 and SemanticPredictions:0"),
         (None, "there is no file .*m.pb"),
     ],
 )

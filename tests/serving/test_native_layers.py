@@ -22,7 +22,7 @@ def random(*shape):
 
 
 @pytest.mark.parametrize("size", [(33, 49), (40, 31)])
-def test_network_gives_equal_logits(tiny_model, size):
+def test_native_layers_give_equal_logits(tiny_model, size):
     images = random(2, *size, 3)
     logits = tiny_model(images, training=False).numpy()
     network = use_native_layers(tiny_model)

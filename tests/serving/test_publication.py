@@ -56,7 +56,7 @@ def test_stale_comparison_is_removed(tmp_path):
 def test_folder_named_like_a_file_is_refused(name, tmp_path):
     (tmp_path / name).mkdir()
     kind = name.partition(".")[2]
-    with pytest.raises(UserError, match=f"{name} exists and is a folder, not a {kind}"):
+    with pytest.raises(UserError, match=f"{name} exists but is a folder, not a {kind}"):
         export(tmp_path / name, "new")
     assert (tmp_path / name).is_dir()
 

@@ -238,7 +238,11 @@ def test_missing_interpreter_error_names_the_extra(monkeypatch):
         (lambda x: x + 1, [tf.TensorSpec([5])], r"shape \[5\]; it must"),
         (lambda x, y: x + y, [image_spec("x"), image_spec("y")], "shape .*33.*and.*33"),
         (lambda x: x + 1, [image_spec(dtype=tf.int32)], "takes int32; pixels must be"),
-        (lambda x: x[..., 0] / 2, [image_spec()], r"gives float32 \[1, 33, 49\]; sco"),
+        (
+            lambda x: x[..., 0] / 2,
+            [image_spec()],
+            r"returns float32 \[1, 33, 49\]; sco",
+        ),
         (
             lambda x: tf.argmax(x[:, ::2], -1, tf.int32),
             [image_spec()],

@@ -76,7 +76,8 @@ def test_workers_with_different_weights_are_refused():
     for worker in list(start_workers("freeze", "differing")):
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 1
-        assert "the workers start differently, at the steps [0, 0]; give all" in errors
+        assert "the workers do not start from the same state (their steps: " in errors
+        assert "[0, 0]); give all of them the same train_logdir" in errors
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_error_names_position_of_unnamed_image():
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9))
     assert error_of(trainer, stream(2, broken=0, value=np.inf)) == (
         "image 0 of the batch at step 0 has pixels that are not finite or absurdly "
-        "large; fix the code that produces the images; pixels must be 0..255"
+        "large; pixels must be 0..255; fix the code that produces the images"
     )
 
 

@@ -64,7 +64,7 @@ def draw(content: bytes, size: tuple[int, int], height: int, width: int):
 
 
 def decode(content: bytes, count: int) -> np.ndarray:
-    """Returns the `count` values of a stream, uint8.
+    """Decodes a stream of run lengths to its `count` values, uint8.
 
     Raises:
         ValueError: if it is broken or contains another number of values.
@@ -73,7 +73,8 @@ def decode(content: bytes, count: int) -> np.ndarray:
     found, value_bits = bits.read(32), bits.read(5) + 1
     if found != count or value_bits != 8:
         raise ValueError(
-            f"its runs have {found} values of {value_bits} bits, not {count} of 8"
+            f"its runs have {found} values of {value_bits} bits instead of {count} of "
+            "8 bits"
         )
     sizes = [bits.read(4) + 1 for _ in range(4)]
     values = np.empty(count, np.uint8)

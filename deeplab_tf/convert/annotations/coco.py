@@ -74,7 +74,7 @@ def _index(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
         if type(entry.get("id")) not in (int, str):
             raise UserError(f"{where} has no id")
         if entry["id"] in entries:
-            raise UserError(f"{where} has the id {entry['id']}, as another entry has")
+            raise UserError(f"{where} has the id {entry['id']} of another entry")
         entries[entry["id"]] = where, entry
     return entries
 

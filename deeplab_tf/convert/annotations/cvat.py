@@ -33,7 +33,7 @@ class _Builder(ElementTree.TreeBuilder):
     """Builds a tree without entities, whose expansion may take gigabytes."""
 
     def doctype(self, *names: str | None) -> NoReturn:
-        raise UserError("a document type is not allowed")
+        raise UserError("a document type declaration (DOCTYPE) is not allowed")
 
 
 def parse(content: bytes, path: str) -> ElementTree.Element:

@@ -102,7 +102,7 @@ def _find_image(data: Any, where: str) -> tuple[str, str]:
     names = {key: _read_url(url) for key, url in urls.items()}
     names = {key: n for key, n in names.items() if formats.is_image_name(n)}
     if len(names) != 1 and "image" not in names:
-        raise UserError(f"{where} names {len(names)} images in its data, not one")
+        raise UserError(f"{where} must name one image in its data; found {len(names)}")
     name = names["image"] if "image" in names else next(iter(names.values()))
     # An upload prepends eight hexadecimal digits.
     return name, re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name)

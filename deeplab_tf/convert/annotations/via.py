@@ -113,7 +113,7 @@ def _read_label(attributes: dict, attribute: str, where: str) -> str:
         checked = [name for name, is_checked in value.items() if is_checked]
         if len(checked) != 1:
             raise UserError(
-                f"{where} has {len(checked)} values of {attribute}, not one"
+                f"{where} must have one value of {attribute}; found {len(checked)}"
             )
         value = checked[0]
     return fields.read_name(value, f"{where}.region_attributes.{attribute}")
