@@ -153,7 +153,7 @@ class TrainConfig:
     tracker: str = ours(
         "none",
         ("none", "wandb", "mlflow"),
-        "Experiment tracker that also gets the values of TensorBoard.",
+        "Experiment tracker that also receives the values of TensorBoard.",
         group=OUTPUT,
     )
     focal_gamma: float = ours(

@@ -21,7 +21,7 @@ class Layout:
         help="Folder of the masks, with the same subfolders; may be `image_dir`.",
     )
     image_prefix: str = option(
-        "", help="Start of the name of every image; other files are left out."
+        "", help="Start of the name of every image; other files are skipped."
     )
     image_suffix: str = option(
         "", help="End of the name of every image, before the extension, such as _rgb."
