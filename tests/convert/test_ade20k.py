@@ -86,7 +86,7 @@ BROKEN = {
     ),
     "no images": (
         remove_file("images/validation/ADE_val_00000001.jpg"),
-        "/images/validation has no \\*.jpg",
+        "/images/validation has no files \\*.jpg",
     ),
     "label without image": (
         remove_file("images/training/ADE_train_00000001.jpg"),

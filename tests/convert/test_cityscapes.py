@@ -193,7 +193,10 @@ BROKEN = {
         remove_labels,
         "needs train in both leftImg8bit and gtFine of .*/cityscapes",
     ),
-    "no cities": (remove_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
+    "no cities": (
+        remove_cities,
+        "/leftImg8bit/val has no files <city>/\\*_leftImg8bit.png",
+    ),
 }
 
 

@@ -252,7 +252,7 @@ REFUSED = {
     "black and white or class ids": (
         BLACK_AND_WHITE._replace(ignores_explicitly=True),
         [grey(0, 255)],
-        "add --value_map=0:ground,255:thing, for",
+        "add --value_map=0:ground,255:thing; for",
     ),
     "colours as JPEG": (
         COLORED,

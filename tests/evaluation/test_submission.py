@@ -317,7 +317,8 @@ def test_foreign_archive_is_not_overwritten(tmp_path):
 
 def test_missing_folder_is_refused_before_the_first_image(tmp_path):
     path = str(tmp_path / "missing/results.tgz")
-    with pytest.raises(UserError, match=r"the folder .*/missing of .*results\.tgz"):
+    message = r"results\.tgz cannot be written, because there is no .*/missing; create"
+    with pytest.raises(UserError, match=message):
         VocSubmission(path, VOC).__enter__()
     assert not list(tmp_path.iterdir())
 

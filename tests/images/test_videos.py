@@ -121,7 +121,7 @@ def test_invalid_video_gives_one_line_error(tmp_path, capfd, make, message):
 
 
 def test_missing_camera_gives_one_line_error(capfd):
-    with pytest.raises(UserError, match=r"^camera 97 not found$"), read_video("97"):
+    with pytest.raises(UserError, match=r"^camera 97 was not found$"), read_video("97"):
         pass
     assert capfd.readouterr().err == ""
 

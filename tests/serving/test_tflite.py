@@ -246,7 +246,7 @@ def test_missing_interpreter_error_names_the_extra(monkeypatch):
         (
             lambda x: tf.argmax(x[:, ::2], -1, tf.int32),
             [image_spec()],
-            r"gives int32 \[1, 17, 49\]; .* integer labels \[1, 33, 49\]",
+            r"returns int32 \[1, 17, 49\]; .* integer labels \[1, 33, 49\]",
         ),
     ],
 )

@@ -230,7 +230,9 @@ def test_different_format_version_is_refused(tmp_path, monkeypatch):
     save_steps(tmp_path, 7)
     monkeypatch.setattr(state_module, "FORMAT_VERSION", 2)
     state, _ = make_state(tmp_path, 0.0, size=4)
-    with pytest.raises(UserError, match=r"has format version 1, but .* only resume 2;"):
+    with pytest.raises(
+        UserError, match=r"has format version 1, but .* only resume version 2;"
+    ):
         state.restore_latest()
 
 
