@@ -32,13 +32,17 @@ CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
 
 
 @pytest.fixture(scope="module")
-def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
+def workspace(
+    voc_root, camvid, voc_checkpoint, asset, tmp_path_factory
+) -> pathlib.Path:
     """A folder with the files that the docs use: real images and weights, and small
     versions of other datasets."""
     folder = tmp_path_factory.mktemp("docs")
     link_programs(folder)
     (folder / "VOCdevkit").symlink_to(voc_root.parent)
     (folder / CHECKPOINT).symlink_to(pathlib.Path(voc_checkpoint).parent)
+    name = "deeplabv3_257_mv_gpu.tflite"
+    (folder / name).symlink_to(asset(f"weights/mobilenet_v2_dm05_voc_tflite/{name}"))
     (folder / "photos").mkdir()
     for i, photo in enumerate(sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3], 1):
         shutil.copy(photo, folder / f"photos/IMG_{i:04d}.jpg")

@@ -21,6 +21,7 @@ from deeplab_tf.checkpoints.download import (
     is_web,
     local_path,
 )
+from deeplab_tf.checkpoints.exported_graph import FROZEN, TFLITE
 from deeplab_tf.checkpoints.handles import is_handle
 from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
 from deeplab_tf.checkpoints.restore import (
@@ -52,6 +53,8 @@ from deeplab_tf.models.deeplab import DeepLab, build_model
 from deeplab_tf.models.variables import official_variables
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
+# Files that are downloaded without an archive.
+_FILES = (KERAS, FROZEN, TFLITE)
 _SAVED_MODEL = "saved_model.pb"
 # The ModelConfig of an export, as in an experiment.json, and its weights.
 _EXPORTED_MODEL = os.path.join("assets.extra", "model.json")
@@ -72,17 +75,18 @@ def from_pretrained(
     """Returns a trainable, uncompiled DeepLab model with pretrained weights.
 
     The architecture, `model_config`, comes from the zoo, the `experiment.json` next to
-    the checkpoint, the export or the `.keras` file; otherwise, it is that of the zoo
-    model with the same variables. Pretrained backbones get a new head. Re-initialised
-    layers are printed.
+    the checkpoint, the export, the `.keras` file, or the graph of a TFLite file or
+    frozen graph; otherwise, it is that of the zoo model with the same variables.
+    Pretrained backbones get a new head. Re-initialised layers are printed.
 
     Args:
         name_path_or_url: Name of a zoo checkpoint (`python -m
             deeplab_tf.checkpoints.zoo` lists them), a `train_logdir`, the folder or
-            prefix of a checkpoint (official or ours), a frozen graph, a `.keras` file,
-            the folder of an export, an archive of one of these, or its URL; or a model
-            on a hub: `hf://user/repo` or `kaggle://user/model/keras/variation`. An
-            existing path takes precedence over a zoo name.
+            prefix of a checkpoint (official or ours), a frozen graph, a TFLite file, a
+            `.keras` file, the folder of an export, an archive of one of these, or its
+            URL; or a model on a hub: `hf://user/repo` or
+            `kaggle://user/model/keras/variation`. An existing path takes precedence
+            over a zoo name.
         num_classes: Number of classes; None uses that of the checkpoint, or the 21 of
             PASCAL VOC for a backbone. If it differs from the checkpoint's, only the
             logits layer is re-initialised.
@@ -111,6 +115,8 @@ def from_pretrained(
     report = load_tf1_variables(model, arrays, source=prefix)
     if known and known.checkpoint.is_pretrained_backbone:
         _require_backbone(report, prefix)
+    elif checkpoint.graph is not None and report.complete:
+        print(f"{prefix}: {report}")
     else:
         _require_all_but_logits(report, prefix, model, config.num_classes)
     return model
@@ -205,7 +211,7 @@ def _locate(source: str, known: ZooModel | None, cache: str) -> str:
 
 def _fetch(url: str, known: ZooModel | None, folder: str) -> str:
     published = known.checkpoint.sha256 if known else ""
-    if url.endswith(KERAS):  # its reader finds any damage
+    if url.endswith(_FILES):  # their readers find any damage
         return fetch(url, folder, published)
     return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
 
@@ -225,7 +231,7 @@ def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> s
     own = make_private_folder(os.path.join(make_private_folder(cache), name))
     if is_url:
         archive = _fetch(archive, known, own)
-        if is_keras_file(archive):
+        if archive.endswith(_FILES):
             return archive
     return _extract(archive, own)
 
@@ -249,7 +255,7 @@ def _find_weights_folder(archive: str, path: str) -> str:
     for here, folders, files in os.walk(path):
         # Archives made on macOS have an extra hidden file for each file.
         visible = [file for file in files if not file.startswith(".")]
-        if any(file.endswith((".index", ".pb")) for file in visible):
+        if any(file.endswith((".index", FROZEN, TFLITE)) for file in visible):
             found.append(here)
             folders.clear()  # an export has its own checkpoint further down
     if len(found) != 1:
@@ -257,7 +263,8 @@ def _find_weights_folder(archive: str, path: str) -> str:
         raise UserError(
             f"{archive} contains several checkpoints ({names}); extract it and give one"
             if found
-            else f"{archive} contains no checkpoint, frozen graph or SavedModel"
+            else f"{archive} contains no checkpoint, frozen graph, TFLite file or "
+            "SavedModel"
         )
     return found[0]
 

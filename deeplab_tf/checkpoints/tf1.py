@@ -1,8 +1,8 @@
 """Reads and writes checkpoint files by official variable name.
 
-Reads official (TF1) checkpoints, ours, and frozen graphs of the official export
-program, whose constants have the names of the variables. `deeplab_tf.training.state`
-writes ours, by `tf.train.Checkpoint` with the official names as keys.
+Reads official (TF1) checkpoints, ours, and exported graphs (`exported_graph`).
+`deeplab_tf.training.state` writes ours, by `tf.train.Checkpoint` with the official
+names as keys.
 """
 
 import dataclasses
@@ -15,10 +15,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.exported_graph import (
+    ExportedGraph,
+    find_exported_graphs,
+    is_exported_graph,
+    read_exported_graph,
+)
 from deeplab_tf.checkpoints.keras_file import is_keras_file, load_keras_file
 from deeplab_tf.checkpoints.keys import GRAPH_KEY, weight_keys
 from deeplab_tf.checkpoints.restore import (
@@ -36,14 +42,8 @@ NAME = "model.ckpt"
 STATE_FILE = "checkpoint"
 # Suffix of a backup, valid while the checkpoint of the same step is being replaced.
 REPLACED = "-replaced"
-_FROZEN = ".pb"
 # Attempts to read a checkpoint that keeps changing, and the seconds between them.
 _TRIES, _PAUSE = 20, 0.05
-# Last parts of variable names, to find variables among the constants of a graph.
-_LEAVES = {
-    *("weights", "depthwise_weights", "biases"),
-    *("gamma", "beta", "moving_mean", "moving_variance"),
-}
 
 
 class MissingCheckpointError(UserError):
@@ -55,16 +55,16 @@ def resolve(path: str) -> str:
 
     In a folder, this is the checkpoint named by the `checkpoint` file, else the one
     with the highest step (official archives have no `checkpoint` file), else a frozen
-    graph. A `checkpoint` file that names a missing checkpoint is ignored with a
-    warning. Hidden files, such as those that macOS creates, are ignored. The prefix of
-    a `.keras` file is its path.
+    graph or TFLite file. A `checkpoint` file that names a missing checkpoint is ignored
+    with a warning. Hidden files, such as those that macOS creates, are ignored. The
+    prefix of a `.keras` file is its path.
 
     Raises:
         MissingCheckpointError: if there is no checkpoint; names those that exist.
         UserError: if the `checkpoint` file is damaged.
     """
     path = os.path.expanduser(path).removesuffix(".index")
-    if tf.io.gfile.exists(path + ".index") or _is_frozen(path):
+    if tf.io.gfile.exists(path + ".index") or is_exported_graph(path):
         return path
     if is_keras_file(path):
         return path
@@ -76,10 +76,10 @@ def resolve(path: str) -> str:
             f"no checkpoint {path} (no file {path}.index); {hint}"
         )
     names = _list_prefixes(path)
-    found = _read_latest(path, names) or names or _find_frozen_graph(path)
+    found = _read_latest(path, names) or names or find_exported_graphs(path)
     if not found:
         raise MissingCheckpointError(
-            f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
+            f"no checkpoint in the folder {path} (no *.index, *.pb or *.tflite file)"
         )
     return os.path.join(path, os.path.basename(found[-1]))
 
@@ -147,25 +147,6 @@ def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _is_frozen(path: str) -> bool:
-    return path.endswith(_FROZEN) and tf.io.gfile.exists(path)
-
-
-def _find_frozen_graph(folder: str) -> list[str]:
-    """Returns the path of the frozen graph in a folder as a list; [] without one."""
-    found = tf.io.gfile.glob(os.path.join(folder, f"[!.]*{_FROZEN}"))
-    if any(os.path.basename(path) == "saved_model.pb" for path in found):
-        raise UserError(
-            f"{folder} is an export (SavedModel); give the checkpoint that it was "
-            "exported from"
-        )
-    if len(found) > 1:
-        raise UserError(
-            f"several frozen graphs in {folder}; give one: {', '.join(sorted(found))}"
-        )
-    return found
-
-
 def _list_prefixes(folder: str) -> list[str]:
     """Returns the names of the checkpoints in a folder, sorted by step."""
     names = [
@@ -183,46 +164,16 @@ def _list_prefixes(folder: str) -> list[str]:
     return sorted(names, key=step)
 
 
-def has_official_weights(path: str) -> bool:
-    """Returns whether a frozen graph has weights with official names.
-
-    Our exports have folded weights instead. A file that does not exist has none.
-    """
-    return _is_frozen(path) and bool(_find_frozen_variables(path))
-
-
-def _read_frozen_variables(path: str) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a frozen graph."""
-    arrays = _find_frozen_variables(path)
-    if not arrays:
-        raise UserError(f"{path} contains no weights with official names")
-    return arrays
-
-
-def _find_frozen_variables(path: str) -> dict[str, np.ndarray]:
-    graph = tf.compat.v1.GraphDef()
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            graph.ParseFromString(file.read())
-    except (DecodeError, tf.errors.OpError) as error:
-        raise UserError(f"{path} cannot be read as a frozen graph: {error}") from error
-    return {
-        node.name: tf.make_ndarray(node.attr["value"].tensor)
-        for node in graph.node
-        if node.op == "Const" and node.name.rpartition("/")[2] in _LEAVES
-    }
-
-
 def read_variables(prefix: str) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a checkpoint or a frozen graph.
+    """Returns `{official name: array}` of a checkpoint or an exported graph.
 
     After training with `ema_decay`, these are the moving averages of the weights.
 
     Raises:
         UserError: if the files are missing, damaged or truncated.
     """
-    if _is_frozen(prefix):
-        return _read_frozen_variables(prefix)
+    if is_exported_graph(prefix):
+        return read_exported_graph(prefix).arrays
     try:
         # `tf.train.load_checkpoint` mistakes a ram:// prefix for a folder.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
@@ -242,12 +193,25 @@ class Checkpoint:
     Attributes:
         prefix: Prefix of its files.
         arrays: `{official name: array}`; see `read_variables`.
-        config: The model config that a `.keras` file stores; None for other files.
+        stored: The model config that a `.keras` file stores; None for other files.
+        graph: The TFLite file or frozen graph, if it is one.
     """
 
     prefix: str
     arrays: dict[str, np.ndarray]
-    config: ModelConfig | None = None
+    stored: ModelConfig | None = None
+    graph: ExportedGraph | None = None
+
+    @functools.cached_property
+    def config(self) -> ModelConfig | None:
+        """The model config, if the file stores it or has a graph that shows it."""
+        if self.graph is None:
+            return self.stored
+        try:
+            return self.graph.config
+        except UserError:
+            # The weights have names, so flags can describe the model.
+            return None
 
 
 def read_checkpoint(path: str) -> Checkpoint:
@@ -257,7 +221,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     checkpoint, so all variables belong to one checkpoint.
 
     Args:
-        path: A prefix, a folder or a `.keras` file; see `resolve`.
+        path: A prefix, a folder, an exported graph or a `.keras` file; see `resolve`.
 
     Raises:
         UserError: if there is no checkpoint, or it is damaged or has been removed.
@@ -274,12 +238,12 @@ def read_checkpoint(path: str) -> Checkpoint:
             break
         was_found, failure, before = True, None, _read_index(prefix)
         try:
-            arrays = read_variables(prefix)
+            checkpoint = _read_files(prefix)
         except UserError as error:
             failure = error
         is_unchanged = before is not None and before == _read_index(prefix)
         if is_unchanged and failure is None:
-            return Checkpoint(prefix, arrays)
+            return checkpoint
         if is_unchanged:
             break
         time.sleep(_PAUSE)
@@ -289,6 +253,13 @@ def read_checkpoint(path: str) -> Checkpoint:
         f"{path} was removed or replaced while it was read; a training run keeps "
         "only its newest checkpoints: give its folder, or a copy of the checkpoint"
     )
+
+
+def _read_files(prefix: str) -> Checkpoint:
+    if is_exported_graph(prefix):
+        graph = read_exported_graph(prefix)
+        return Checkpoint(prefix, graph.arrays, graph=graph)
+    return Checkpoint(prefix, read_variables(prefix))
 
 
 def find_checkpoint(path: str) -> str:
@@ -316,9 +287,9 @@ def _is_being_replaced(path: str) -> bool:
 def _read_index(prefix: str) -> bytes | None:
     """Reads the index file, which has the checksums of all variables.
 
-    Returns None if it is missing, and b"" for a frozen graph, which has no index.
+    Returns None if it is missing, and b"" for an exported graph, which has no index.
     """
-    if _is_frozen(prefix):
+    if is_exported_graph(prefix):
         return b""
     try:
         with tf.io.gfile.GFile(f"{prefix}.index", "rb") as file:
@@ -335,7 +306,8 @@ def load_tf1_checkpoint(
 
     Args:
         model: A model of `build_model`.
-        prefix: Prefix or folder of the checkpoint, a frozen graph or a `.keras` file.
+        prefix: Prefix or folder of the checkpoint, a frozen graph, a TFLite file or a
+            `.keras` file.
         exclude: Scopes (prefixes of names) to skip.
 
     Returns:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.exported_graph import has_official_weights
 from deeplab_tf.checkpoints.keras_file import KERAS
-from deeplab_tf.checkpoints.tf1 import has_official_weights
 from deeplab_tf.serving.artefact import Artefact
 from deeplab_tf.serving.choices import FROZEN, ONNX, OPENVINO, TFLITE, ending_of
 from deeplab_tf.serving.frozen_graph import FrozenGraphPredictor

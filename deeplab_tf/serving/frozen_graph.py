@@ -3,6 +3,7 @@
 Clients of the official export feed `ImageTensor:0` and fetch `SemanticPredictions:0`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
@@ -12,7 +13,9 @@ from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
+from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.exported_graph import MODEL_CONSTANT
 from deeplab_tf.config.options import SCALES, SIDE
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, one_line
@@ -81,13 +84,19 @@ def export_frozen_graph(
     if options.resizing is not None:
         resized = ResizingPredictor(predictor, options.resizing)
     graph = _freeze_predictor(resized, options.probabilities)
+    config = strict_json.dump(dataclasses.asdict(model.model_config))
+    _add_text(graph, MODEL_CONSTANT, config)
     if info is not None:
-        constant = graph.node.add(op="Const", name=_INFO)
-        constant.attr["dtype"].type = tf.string.as_datatype_enum
-        value = tf.make_tensor_proto(info.to_json())
-        constant.attr["value"].tensor.CopyFrom(value)
+        _add_text(graph, _INFO, info.to_json())
     with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
         file.write(graph.SerializeToString())
+
+
+def _add_text(graph: tf.compat.v1.GraphDef, name: str, text: str) -> None:
+    """Adds a string constant to a graph."""
+    constant = graph.node.add(op="Const", name=name)
+    constant.attr["dtype"].type = tf.string.as_datatype_enum
+    constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text))
 
 
 def _freeze_predictor(

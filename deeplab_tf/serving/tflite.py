@@ -1,15 +1,13 @@
 """Loads TFLite files, whose input has a fixed size."""
 
 import dataclasses
-import io
-import zipfile
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from deeplab_tf import strict_json
+from deeplab_tf.checkpoints.exported_graph import read_notes
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, import_extra, one_line
 from deeplab_tf.inference import most_probable, resize_to
@@ -59,7 +57,7 @@ class TFLitePredictor(Artefact):
         self._takes_pixels = _is_image_tensor(self._interpreter, self._input)
         *self._size, channels = self._input["shape"][1:].tolist()
         self._output = _find_output(self._interpreter, self._size, path)
-        notes, info = _read_notes(content, path), None
+        notes, info = read_notes(content, {INFO_NOTE, EXPORT_NOTE}, path), None
         if INFO_NOTE in notes:
             info = DatasetInfo.from_json(notes[INFO_NOTE], f"{path}: {INFO_NOTE}")
         self._mean_pixel, note = _parse_export_note(notes, channels, path)
@@ -149,30 +147,6 @@ class TFLitePredictor(Artefact):
         if tf.reduce_min(scores) >= 0 and tf.reduce_all(tf.abs(sums - 1) <= tolerance):
             return scores / sums
         return tf.nn.softmax(scores)
-
-
-def _read_notes(content: bytes, path: str) -> dict:
-    file = io.BytesIO(content)
-    if not zipfile.is_zipfile(file):
-        return {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            found = {INFO_NOTE, EXPORT_NOTE}.intersection(archive.namelist())
-            return {name: _read_note(archive, name, path) for name in found}
-    # Other errors mean: encrypted, unknown compression, damaged.
-    except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: its metadata cannot be read: {error}") from error
-
-
-def _read_note(archive: zipfile.ZipFile, name: str, path: str) -> bytes:
-    with archive.open(name) as file:
-        content = file.read(strict_json.MAX_BYTES + 1)
-    if len(content) > strict_json.MAX_BYTES:
-        raise UserError(
-            f"{path}: its metadata file {name} is larger than "
-            f"{strict_json.MAX_BYTES:,} bytes"
-        )
-    return content
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ converts graphs of JAX and PyTorch. LiteRT does the rest (`tflite_quantizer`), b
 for quantised models, whose ranges only TensorFlow's converter reads.
 """
 
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Collection, Iterable
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.exported_graph import MODEL_NOTE
 from deeplab_tf.config.options import SIDE
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, require_extra
@@ -227,7 +229,11 @@ def _make_notes(
         "precision": precision,
         "mean_pixel": list(model.model_config.mean_pixel),
     }
-    notes = {EXPORT_NOTE: strict_json.dump(export)}
+    config = dataclasses.asdict(model.model_config)
+    notes = {
+        EXPORT_NOTE: strict_json.dump(export),
+        MODEL_NOTE: strict_json.dump(config),
+    }
     if info is not None:
         notes[INFO_NOTE] = info.to_json()
         notes[LABELS] = "".join(f"{name}\n" for name in info.class_names)

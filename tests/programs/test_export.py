@@ -19,6 +19,7 @@ from deeplab_tf.data.records import write_info
 from deeplab_tf.inference import Predictor
 from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.serving.formats import load_artefact
+from deeplab_tf.serving.frozen_graph import export_frozen_graph
 from deeplab_tf.serving.saved_model import SavedModelPredictor
 
 EXPORT = "deeplab_tf.programs.export"
@@ -196,6 +197,14 @@ def test_onnx_export_is_compared_with_its_checkpoint(logs, validation, tmp_path)
     assert comparison["miou"]["model"] == 1.0
     assert comparison["miou"]["artefact"] > 0.99
     assert load_artefact(str(path)).gives_probabilities
+
+
+def test_exported_graph_is_a_checkpoint(tiny_model, tmp_path):
+    source, path = tmp_path / "m.pb", tmp_path / "m.keras"
+    export_frozen_graph(tiny_model, str(source))
+    out = run(EXPORT, f"--checkpoint_path={source}", f"--export_path={path}")
+    assert "batch normalisation is folded, so train it with --batch_norm=freeze" in out
+    assert load_keras_file(str(path)).model_config == tiny_model.model_config
 
 
 def test_keras_file_is_exported_with_a_different_output_stride(tiny_model, tmp_path):

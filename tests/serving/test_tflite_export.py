@@ -7,7 +7,9 @@ import keras
 import numpy as np
 import pytest
 from listing import list_outputs
+from shallow_network import shallow_mobilenet_v2
 
+import deeplab_tf
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, DecoderConfig, EvalConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo
@@ -107,6 +109,31 @@ def test_dynamic_precision_stores_8_bit_weights(tiny_model, labels_file, tmp_pat
     assert np.int8 in {detail["dtype"] for detail in details}
     assert predictor._input["dtype"] == np.float32
     assert predictor.protocol["precision"] == "dynamic"
+
+
+def assert_loads_as_checkpoint(predictor, model, error):
+    """Asserts that a file gives the model's logits, up to a share of their spread."""
+    with shallow_mobilenet_v2():
+        loaded = deeplab_tf.from_pretrained(predictor._path)
+    assert loaded.model_config == model.model_config
+    images = np.float32(photos(2, 4, 6))
+    expected = model(images, training=False).numpy()
+    difference = loaded(images, training=False).numpy() - expected
+    assert np.std(difference) < error * np.std(expected)
+
+
+def test_files_load_as_checkpoints(labels_file, int8_file, tiny_model, capsys):
+    assert_loads_as_checkpoint(labels_file, tiny_model, 1e-5)
+    assert "8-bit" not in capsys.readouterr().out
+    assert_loads_as_checkpoint(int8_file, tiny_model, 0.05)
+    assert "its 8-bit weights are dequantised" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "error"), [("float16", 1e-3), ("dynamic", 0.05)])
+def test_small_files_load_as_checkpoints(tiny_model, tmp_path, precision, error):
+    predictor = export(tiny_model, tmp_path, precision=precision)
+    assert_loads_as_checkpoint(predictor, tiny_model, error)
 
 
 def test_int8_input_is_uint8_pixels(int8_file, labels_file):
