@@ -21,6 +21,7 @@ class ProgressBar(tqdm):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._shown_at: float | None = None
+        self._shown_count: int | None = None
         self._began = time.monotonic()
         self._interval = float(os.environ.get("TQDM_MININTERVAL", _INTERVAL))
         super().__init__(*args, **kwargs)
@@ -47,7 +48,7 @@ class ProgressBar(tqdm):
     def close(self) -> None:
         """Leaves the complete bar on a terminal, or prints the last line."""
         if not self.disable and self._is_log:
-            if self._shown_at is not None:
+            if self._shown_at is not None and self._shown_count != self.n:
                 self._print()
             self.leave = False
         super().close()
@@ -64,3 +65,4 @@ class ProgressBar(tqdm):
         line = self.format_meter(**state | {"bar_format": template})
         self.fp.write(f"{line}\n")
         self.fp.flush()
+        self._shown_count = self.n

@@ -61,6 +61,17 @@ def test_log_has_no_time_left_after_the_first_step(clock):
     assert re.match(r"records: 2/10 img, [\d:]+ elapsed, [\d:]+ left", lines[2])
 
 
+def test_last_line_is_logged_once(clock):
+    file = io.StringIO()
+    bar = {"total": 2, "desc": "records", "unit": "img", "file": file}
+    with progress.ProgressBar(mininterval=0, **bar) as shown:
+        for _ in range(2):
+            clock[0] += 31
+            shown.update()
+    counts = [line.partition(" img")[0] for line in file.getvalue().splitlines()]
+    assert counts == ["records: 1/2", "records: 2/2"]
+
+
 def test_terminal_has_a_bar(clock):
     text = run(clock, Terminal(), seconds=1)
     assert "\r" in text and "| 10/10 [" in text

@@ -160,6 +160,6 @@ def describe_unpredicted(reasons: Mapping[str, str], num_classes: int) -> list[s
     if not reasons:
         return []
     lines = [f"{name} is never predicted: {why}" for name, why in reasons.items()]
-    names = join_names(list(reasons))
-    summary = f"{len(reasons)} of {num_classes} classes are never predicted: {names}"
+    names, verb = join_names(list(reasons)), "is" if len(reasons) == 1 else "are"
+    summary = f"{len(reasons)} of {num_classes} classes {verb} never predicted: {names}"
     return [*lines[:_SHOWN], summary]

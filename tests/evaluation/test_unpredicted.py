@@ -105,6 +105,8 @@ def test_summary_names_the_classes():
         "dog is never predicted: likely b",
         "2 of 9 classes are never predicted: cat, dog",
     ]
+    *_, summary = describe_unpredicted({"cat": "likely a"}, 9)
+    assert summary == "1 of 9 classes is never predicted: cat"
 
 
 @pytest.fixture(scope="module")
