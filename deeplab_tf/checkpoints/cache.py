@@ -1,10 +1,11 @@
 """The download cache: private to its user and verified before each use.
 
-If no SHA-256 is published for a file, that of its first use is recorded next to the
-file and compared on every later use.
+If no complete SHA-256 is published for a file, that of its first use is recorded next
+to the file and compared on every later use.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -132,7 +133,7 @@ def verify(
     Args:
         found: File to verify.
         path: Its path in the cache.
-        sha256: Published SHA-256; "" uses the recorded one.
+        sha256: Published SHA-256, or its first digits; "" if none is published.
         find_damage: Describes the damage of a file on its first use, or returns None.
         hint: Advice at the end of an error.
 
@@ -140,15 +141,18 @@ def verify(
         UserError: if the SHA-256 differs, or the file is damaged on its first use.
     """
     record, name = f"{path}.sha256", os.path.basename(path)
-    recorded = "" if sha256 else _read_sha256(record)
-    expected = sha256.lower() or recorded
+    is_complete = len(sha256) == hashlib.sha256().digest_size * 2
+    recorded = "" if is_complete else _read_sha256(record)
     digest = digest_file(found)
-    if digest != (expected or digest):
-        source = "published" if sha256 else f"recorded on its first use ({record})"
-        raise UserError(
-            f"{name} has the SHA-256 {digest}, but {expected} was {source}; {hint}"
-        )
-    if expected:
+    for expected, source in (
+        (sha256.lower(), "published"),
+        (recorded, f"recorded on its first use ({record})"),
+    ):
+        if not digest.startswith(expected):
+            raise UserError(
+                f"{name} has the SHA-256 {digest}, but {expected} was {source}; {hint}"
+            )
+    if is_complete or recorded:
         return
     damage = find_damage and find_damage(found)
     if damage:

@@ -100,9 +100,11 @@ def fetch(
         url: An http(s) URL, or anything that `tf.io.gfile` reads: `file://`, `gs://` or
             a path.
         cache_dir: Local folder, created if needed.
-        sha256: SHA-256 in hexadecimal digits; "" if none is published.
+        sha256: SHA-256 in hexadecimal digits, or the first of them; "" if none is
+            published.
         find_damage: Describes the damage of the file at a path, or returns None. Called
-            on the first use of a file without a SHA-256; damaged files are deleted.
+            on the first use of a file without a complete SHA-256; damaged files are
+            deleted.
 
     Raises:
         UserError: if the file cannot be downloaded (the error says where to put it by

@@ -1,6 +1,8 @@
 """Downloads and uploads models on Hugging Face (`hf://`) and Kaggle (`kaggle://`)."""
 
+import contextlib
 import glob
+import importlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.handles import HUGGING_FACE, import_client
 from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.checkpoints.model_card import CARD, write_model_card
+from deeplab_tf.checkpoints.torch_file import CONFIG, WEIGHTS
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
 
@@ -20,11 +23,14 @@ _MAX_REASON = 300
 
 
 def download(handle: str, cache_dir: str | None = None) -> str:
-    """Downloads the `.keras` file of a handle and returns its local path.
+    """Downloads the model of a handle and returns its local path.
+
+    That is a `.keras` file or, for a model of PyTorch on Hugging Face, a folder.
 
     Args:
-        handle: `hf://user/repo`, whose file is `model.keras`, optionally with
-            `@revision` (a branch, tag or commit), or
+        handle: `hf://user/repo`, which has `model.keras`, or else `config.json` and
+            `model.safetensors` or `pytorch_model.bin`, optionally with `@revision` (a
+            branch, tag or commit), or
             `kaggle://user/model/keras/variation`, optionally with `/version`.
         cache_dir: Folder for the file, for Hugging Face only; None uses the cache of
             the client (HF_HOME or KAGGLEHUB_CACHE).
@@ -38,7 +44,7 @@ def download(handle: str, cache_dir: str | None = None) -> str:
     if handle.startswith(HUGGING_FACE):
         name, _, revision = name.partition("@")
         options = {"cache_dir": cache_dir, "revision": revision or None}
-        return _call(client.hf_hub_download, handle, name, _MODEL, **options)
+        return _call(_download_first, handle, client, name, **options)
     if cache_dir is not None:
         raise UserError(
             f"{handle}: cache_dir is not supported; set the environment variable "
@@ -50,6 +56,23 @@ def download(handle: str, cache_dir: str | None = None) -> str:
         names = ", ".join(map(os.path.basename, found)) or "none"
         raise UserError(f"{handle} must have one {KERAS} file; found {names}")
     return found[0]
+
+
+def _download_first(client: Any, name: str, **options: Any) -> str:
+    """Returns the path of `model.keras`, or of a folder with weights of PyTorch."""
+    errors = importlib.import_module(f"{client.__name__}.errors")
+    missing_entry = errors.EntryNotFoundError
+    try:
+        return client.hf_hub_download(name, _MODEL, **options)
+    except missing_entry as error:
+        missing = error
+    for weights in WEIGHTS:
+        with contextlib.suppress(missing_entry):
+            path = client.hf_hub_download(name, weights, **options)
+            with contextlib.suppress(missing_entry):
+                client.hf_hub_download(name, CONFIG, **options)
+            return os.path.dirname(path)
+    raise missing
 
 
 @check_arguments(model=BUILT)

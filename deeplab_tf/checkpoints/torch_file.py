@@ -27,10 +27,11 @@ from deeplab_tf.errors import UserError, escape, one_line
 from deeplab_tf.files import file_kinds, text_files
 
 SAFETENSORS = ".safetensors"
-SUFFIXES = (".pth", ".pt", ".bin", SAFETENSORS)
-_CONFIG = "config.json"
+# Despite its name, .pth.tar is not an archive.
+SUFFIXES = (".pth", ".pt", ".pth.tar", ".bin", SAFETENSORS)
+CONFIG = "config.json"
 # Files with weights in a folder of Hugging Face, in the order of preference.
-_WEIGHTS = (f"model{SAFETENSORS}", "pytorch_model.bin")
+WEIGHTS = (f"model{SAFETENSORS}", "pytorch_model.bin")
 _INDEX = ".index.json"
 # Entries of training checkpoints with a state dict; moving averages come first. The
 # ema_state_dict of OpenMMLab does not: there, state_dict has the averages.
@@ -82,9 +83,10 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
     """Reads the weights in a file of PyTorch, or in a folder of Hugging Face.
 
     Args:
-        path: A `.pth`, `.pt`, `.bin` or `.safetensors` file with a state dict, or with
-            a training checkpoint that contains one; or a folder with `config.json` and
-            `model.safetensors` or `pytorch_model.bin`, perhaps in several shards.
+        path: A `.pth`, `.pt`, `.pth.tar`, `.bin` or `.safetensors` file with a state
+            dict, or with a training checkpoint that contains one; or a folder with
+            `config.json` and `model.safetensors` or `pytorch_model.bin`, perhaps in
+            several shards.
 
     Raises:
         UserError: if the file is missing, damaged, contains no state dict, or contains
@@ -98,7 +100,7 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
 
 def _find_weights(folder: str) -> str | None:
     """Returns the name of the weights, or of the index of their shards."""
-    names = [name + suffix for name in _WEIGHTS for suffix in ("", _INDEX)]
+    names = [name + suffix for name in WEIGHTS for suffix in ("", _INDEX)]
     found = (n for n in names if tf.io.gfile.exists(os.path.join(folder, n)))
     return next(found, None)
 
@@ -107,10 +109,10 @@ def _read_folder(folder: str) -> TorchFile:
     name = _find_weights(folder)
     if name is None:
         raise UserError(
-            f"{escape(folder)} contains neither {' nor '.join(_WEIGHTS)}; give the "
+            f"{escape(folder)} contains neither {' nor '.join(WEIGHTS)}; give the "
             "path of a file with weights"
         )
-    described, description = os.path.join(folder, _CONFIG), {}
+    described, description = os.path.join(folder, CONFIG), {}
     if tf.io.gfile.exists(described):
         description = strict_json.load(text_files.read_content(described), described)
     path = os.path.join(folder, name)

@@ -61,6 +61,7 @@ _PLACEHOLDERS = {
     "builtins": (
         *("set", "frozenset", "slice", "range", "complex", "bytearray", "object"),
         *("int", "float", "bool", "str", "list", "dict", "tuple"),
+        "getattr",  # for methods of HistoryBuffer
     ),
     "collections": ("deque",),
     "pathlib": ("Path", "PurePosixPath", "PosixPath", "WindowsPath"),

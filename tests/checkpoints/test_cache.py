@@ -140,3 +140,15 @@ def test_checksum_file_is_written_atomically(path, monkeypatch):
 def test_published_digest_may_be_upper_case(path):
     verify_file(path, SHA256.upper())
     assert os.listdir(path.parent) == ["some.tar"]
+
+
+def test_start_of_a_digest_may_be_published(path):
+    verify_file(path, SHA256[:8])
+    record = path.with_name("some.tar.sha256").read_text()
+    assert record == f"{SHA256}  some.tar\n"
+    verify_file(path, SHA256[:8].upper())
+    with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, but 01234567 was"):
+        verify_file(path, "01234567")
+    path.with_name("some.tar.sha256").write_text("0" * 64)
+    with pytest.raises(UserError, match=f"but {'0' * 64} was recorded on its first"):
+        verify_file(path, SHA256[:8])

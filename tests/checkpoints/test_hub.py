@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from fake_hub import COMMIT, FakeHub
 from loopback import serve
+from torch_files import make_tensor, write_safetensors, write_zip
 
 import deeplab_tf
 from deeplab_tf.checkpoints import hub
 from deeplab_tf.checkpoints.model_card import write_model_card
 from deeplab_tf.checkpoints.restore import tf1_variables
+from deeplab_tf.checkpoints.torch_file import read_torch_file
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
 
@@ -105,6 +107,23 @@ def test_uploaded_model_is_loaded(fake_hub, tiny_model, tmp_path):
     handle = f"hf://me/roads@{COMMIT}"
     model = deeplab_tf.from_pretrained(handle, cache_dir=str(tmp_path))
     assert_equal_weights(model, tiny_model)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_pytorch_are_downloaded(fake_hub, tmp_path, weights):
+    path = tmp_path / weights
+    if path.suffix == ".bin":
+        write_zip(path, {"x": make_tensor((1,))}, {"0": bytes(4)})
+    else:
+        write_safetensors(path, {"x": ("F32", [1], bytes(4))})
+    files = {weights: path.read_bytes(), "config.json": b'{"model_type": "x"}'}
+    fake_hub.repositories["me/torch"] = files
+    cache = str(tmp_path / "cache")
+    found = read_torch_file(hub.download("hf://me/torch", cache))
+    assert found.arrays == {"x": np.zeros(1)}
+    assert found.description == {"model_type": "x"}
+    files[weights] = b"a later upload"
+    assert hub.download(f"hf://me/torch@{COMMIT}", cache) == found.path
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,9 @@ def test_folder_without_weights_is_refused(tmp_path):
 
 
 def test_names_of_torch_files():
-    assert all(map(is_torch_file, ("a.pth", "a.pt", "a.bin", "hf/a.safetensors")))
+    assert all(
+        map(is_torch_file, ("a.pth", "a.pt", "a.pth.tar", "a.bin", "a.safetensors"))
+    )
     assert not is_torch_file("a.keras")
 
 
@@ -342,6 +344,8 @@ def test_logs_of_openmmlab_are_skipped(tmp_path):
     made = Raw(
         b"cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}X\x01\0\0\0aK\x01sb"
     )
-    root = {"state_dict": STATE, "message_hub": {"a": made, "b": Call(history, ())}}
+    method = Call(Global("builtins", "getattr"), (history, "min"))
+    logs = {"a": made, "b": Call(history, ()), "c": method}
+    root = {"state_dict": STATE, "message_hub": logs}
     path = write_six(lambda *args: write_zip(tmp_path / "a.pth", *args), root)
     assert list(read_torch_file(path).arrays) == NAMES
