@@ -26,7 +26,6 @@ from deeplab_tf.config import (
 )
 from deeplab_tf.config.official_flags import DEAD_FLAGS
 from deeplab_tf.config.options import (
-    COMPATIBILITY,
     DATA,
     HARDWARE,
     MODEL,
@@ -111,13 +110,12 @@ def define_flags(
 
 
 _CELL = "dense_prediction_cell_json"
-_UPSAMPLED = "prediction_with_upsampled_logits"
 # The number of classes comes from the data or the checkpoint.
 _MODEL_FLAGS = tuple(name for name in MODEL_FLAGS if name != "num_classes")
 # The inference protocol of a checkpoint; that of an exported model is fixed.
 INFERENCE = (
     *("eval_scales", "add_flipped_images", "eval_crop_size", "window_size"),
-    "memory_limit_mb",
+    *("memory_limit_mb", "prediction_with_upsampled_logits"),
 )
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
@@ -135,9 +133,6 @@ _PRECISION = {
         "Ours: precision of convolutions; weights, logits and losses stay float32.",
     ),
 }
-_FIXED = {
-    _UPSAMPLED: (BOOLEAN, True, "Resize the logits before argmax; must be true."),
-}
 _QUANTIZED = {
     "quantize_delay_step": (
         INTEGER,
@@ -152,13 +147,12 @@ _QUANTIZED = {
 def define_model_flags(values: flags.FlagValues, program: str) -> None:
     """Defines the model flags and the official flags that have no effect.
 
-    `program` is "train", "eval", "export" or "predict".
+    `program` is "train", "eval", "vis", "export" or "predict".
     """
     for name in _MODEL_FLAGS:
         _define_option(values, name, MODEL_FLAGS[name].field, MODEL)
     define_flags(values, _PRESET)
     define_precision(values)
-    define_flags(values, _FIXED, COMPATIBILITY)
     if program != "train":
         define_flags(values, _QUANTIZED, MODEL)
     for name, (kind, text) in (DEAD_FLAGS["common"] | DEAD_FLAGS[program]).items():
@@ -334,9 +328,7 @@ def model_config(
         UserError: for invalid values.
     """
     given: dict = {
-        name: values[name].value
-        for name in (*_MODEL_FLAGS, _UPSAMPLED)
-        if values[name].present
+        name: values[name].value for name in _MODEL_FLAGS if values[name].present
     }
     if given.get(_CELL):
         given[_CELL] = _read_cell(given[_CELL])

@@ -7,7 +7,7 @@ that need too much memory are predicted in overlapping sliding windows.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -15,14 +15,22 @@ import tensorflow as tf
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.options import POSITIVE, SCALES, SIDE
 from deeplab_tf.errors import UserError
-from deeplab_tf.images.resizing import resize_bilinear
+from deeplab_tf.images.resizing import resize_bilinear, resize_nearest
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.memory import activation_bytes
-from deeplab_tf.models.network import scale_pooling_windows
+from deeplab_tf.models.network import (
+    find_single_scale_network,
+    scale_pooling_windows,
+)
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.models.resampling import align_size, scale_dimension
-from deeplab_tf.windows import MemoryBudget, slide_window
+from deeplab_tf.windows import (
+    MemoryBudget,
+    pack_results,
+    slide_window,
+    unpack_results,
+)
 
 # Total memory per byte of activations, including the workspaces of Eigen and oneDNN.
 # Measured: 1.3 to 1.7, for all kinds of backbones.
@@ -47,10 +55,14 @@ class Predictor:
             overlap by at least a third and are blended there. None turns it off.
         memory_limit: Memory for the inference of an image in bytes, not counting the
             model and the results; determines the window size. None means no limit.
+        upsampled_logits: Whether logits are resized to the image before the most
+            probable class is chosen. False resizes labels and probabilities instead,
+            which is faster and makes blocks; as in the official code, this only
+            applies to a single pass at scale 1.
 
     Raises:
-        UserError: if an argument has a wrong type or is out of range, or both a window
-            and a limit are given.
+        UserError: if an argument has a wrong type or is out of range, or a window is
+            combined with a limit or with `upsampled_logits=False`.
     """
 
     @check_arguments(
@@ -64,6 +76,7 @@ class Predictor:
         crop_size: tuple[int, int] | None = None,
         window: tuple[int, int] | None = None,
         memory_limit: float | None = None,
+        upsampled_logits: bool = True,
     ):
         self.config = model.model_config
         if window is not None and memory_limit is not None:
@@ -75,8 +88,15 @@ class Predictor:
         self.crop_size = crop_size
         self.window = window
         self.memory_limit = memory_limit
-        logits = model.get_layer("logits").output
-        self.network = keras.Model(model.input, logits, name="logits_of_image")
+        self.upsampled_logits = upsampled_logits
+        if self._slides and not upsampled_logits:
+            raise UserError("windows need upsampled_logits=True; received False")
+        # As in the official code, several scales replace those of an image pyramid.
+        network = None if self.scales == (1.0,) else find_single_scale_network(model)
+        if network is None:
+            logits = model.get_layer("logits").output
+            network = keras.Model(model.input, logits, name="logits_of_image")
+        self.network = network
         self.networks = {s: scale_pooling_windows(self.network, s) for s in self.scales}
         if memory_limit is not None:
             self._budget = MemoryBudget(memory_limit, *self._bytes_per_pixel())
@@ -116,19 +136,29 @@ class Predictor:
         stride = self.config.output_stride
         return self._budget.choose_window(height, width, stride)
 
+    @property
+    def _slides(self) -> bool:
+        return self.window is not None or self.memory_limit is not None
+
     def _round_up_sides(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return [align_size(side, self.config.output_stride) for side in sides]
 
-    def _pad(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
+    def _pad_to(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
         """Pads images to a size at the bottom and right."""
         missing = [x - side for x, side in zip(size, _size(images), strict=True)]
         return pad_with_mean_pixel(images, missing, self.config.mean_pixel)
 
-    def _pad_to_crop(self, images: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
-        """Pads images to at least the crop size."""
-        sides = zip(crop_size, _size(images), strict=True)
-        images = tf.cast(images, tf.float32)
-        return self._pad(images, [tf.maximum(*pair) for pair in sides])
+    def pad(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns float32 images, padded to at least the crop size.
+
+        Without a crop size, pads to the next `k * output_stride + 1`, or not at all if
+        windows are cut from the images, because these are padded themselves.
+        """
+        images, size = tf.cast(images, tf.float32), _size(images)
+        if self.crop_size is not None:
+            pairs = zip(self.crop_size, size, strict=True)
+            return self._pad_to(images, [tf.maximum(*pair) for pair in pairs])
+        return images if self._slides else self._pad_to(images, self._round_up_sides(size))
 
     def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
         """Returns the logits of each pass at one scale, resized to the images."""
@@ -148,17 +178,22 @@ class Predictor:
             logits = [resize_to(x, grid) for x in logits]
         return [resize_to(x, size) for x in logits]
 
-    def _scores(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns logits (for a single pass) or mean probabilities of images.
-
-        The images are padded to `size` and the scores cropped back.
-        """
-        height, width = _size(images)
-        padded = self._pad(tf.cast(images, tf.float32), size)
-        scores = [x for scale in self.scales for x in self._logits(padded, scale)]
-        if len(scores) > 1:
+    def _score(self, images: tf.Tensor) -> "_Scores":
+        """Returns the scores of padded images."""
+        if (
+            not self.upsampled_logits
+            and self._has_single_pass
+            and self.scales == (1.0,)
+        ):
+            return _Scores(_apply(self.networks[1.0], images), True, _size(images))
+        scores = [x for scale in self.scales for x in self._logits(images, scale)]
+        if not self._has_single_pass:
             scores = [tf.add_n([tf.nn.softmax(x) for x in scores]) / len(scores)]
-        return scores[0][:, :height, :width]
+        return _Scores(scores[0], self._has_single_pass)
+
+    @property
+    def _has_single_pass(self) -> bool:
+        return len(self.scales) == 1 and not self.flip
 
     def _predict_in_windows(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
         """Applies `finish` to the blended scores of sliding windows."""
@@ -174,32 +209,48 @@ class Predictor:
 
         def score(top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
             window = images[:, top : top + rows, left : left + columns]
-            return self._scores(window, size)
+            scores = self._score(self._pad_to(window, size))
+            return scores.values[:, :rows, :columns]
 
         shape = (batch, height, width, classes)
         return slide_window(score, shape, (rows, columns), finish)
 
-    def _predict(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
-        height, width = _size(images)
-        if self.crop_size is not None:
-            images = self._pad_to_crop(images, self.crop_size)
-        if self.memory_limit is not None:
-            # Per image, so that the windows do not depend on the batch size.
-            result = finish(tf.zeros([1, 1, 1, self.config.num_classes]))
-            results = tf.map_fn(
-                lambda image: self._predict_in_windows(image[None], finish)[0],
-                images,
-                parallel_iterations=1,
-                fn_output_signature=tf.TensorSpec(
-                    [None, None, *result.shape[3:]], result.dtype
-                ),
-            )
-        elif self.window is not None:
-            results = self._predict_in_windows(images, finish)
+    def _slide(self, images: tf.Tensor, parts: Sequence[Callable]) -> list[tf.Tensor]:
+        """Returns each part of the results from sliding windows."""
+
+        def finish(values: tf.Tensor) -> tf.Tensor:
+            scores = _Scores(values, self._has_single_pass)
+            return pack_results([part(scores) for part in parts])
+
+        nothing = tf.zeros([1, 1, 1, self.config.num_classes])
+        samples = [part(_Scores(nothing, self._has_single_pass)) for part in parts]
+        if self.memory_limit is None:
+            return unpack_results(self._predict_in_windows(images, finish), samples)
+        result = finish(nothing)
+        # Per image, so that the windows do not depend on the batch size.
+        results = tf.map_fn(
+            lambda image: self._predict_in_windows(image[None], finish)[0],
+            images,
+            parallel_iterations=1,
+            fn_output_signature=tf.TensorSpec(
+                [None, None, *result.shape[3:]], result.dtype
+            ),
+        )
+        return unpack_results(results, samples)
+
+    def _predict(self, images: tf.Tensor, *parts: Callable) -> list[tf.Tensor]:
+        """Returns each part of the results; `parts` are methods of `_Scores`."""
+        padded = self.pad(images)
+        if self._slides:
+            results = self._slide(padded, parts)
         else:
-            aligned = self._round_up_sides(_size(images))
-            size = aligned if self.crop_size is None else _size(images)
-            results = finish(self._scores(images, size))
+            scores = self._score(padded)
+            results = [part(scores) for part in parts]
+        return [self.crop(x, images) for x in results]
+
+    def crop(self, results: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        """Returns the results, `[batch, height, width, ...]`, without the padding."""
+        height, width = _size(images)
         return results[:, :height, :width]
 
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
@@ -208,38 +259,66 @@ class Predictor:
         Args:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
-        return self._predict(images, self._to_probabilities)
-
-    def _to_probabilities(self, scores: tf.Tensor) -> tf.Tensor:
-        is_logits = len(self.scales) == 1 and not self.flip
-        return tf.nn.softmax(scores) if is_logits else scores
+        return self._predict(images, _Scores.probabilities)[0]
 
     def labels(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the most probable classes, int32 `[batch, height, width]`."""
-        return self._predict(images, most_probable)
+        return self._predict(images, _Scores.labels)[0]
 
     def labels_and_probabilities(
         self, images: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `labels` and `probabilities`, computed together."""
-
-        def both(scores: tf.Tensor) -> tf.Tensor:
-            labels = tf.cast(most_probable(scores), tf.float32)[..., None]
-            return tf.concat([labels, self._to_probabilities(scores)], -1)
-
-        results = self._predict(images, both)
-        return tf.cast(results[..., 0], tf.int32), results[..., 1:]
+        labels, scores = self._predict(images, _Scores.labels, _Scores.probabilities)
+        return labels, scores
 
     def labels_and_confidences(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `labels` and their probabilities."""
+        labels, scores = self._predict(images, _Scores.labels, _Scores.confidences)
+        return labels, scores
 
-        def both(scores: tf.Tensor) -> tf.Tensor:
-            confidences = tf.reduce_max(self._to_probabilities(scores), -1)
-            labels = tf.cast(most_probable(scores), tf.float32)
-            return tf.stack([labels, confidences], -1)
+    def raw_labels_and_probabilities(
+        self, images: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns `labels` and `probabilities` of the padded images, before `crop`.
 
-        labels, confidences = tf.unstack(self._predict(images, both), axis=-1)
-        return tf.cast(labels, tf.int32), confidences
+        In a graph, the operations of results that are not fetched can be removed.
+        """
+        padded = self.pad(images)
+        if self._slides:
+            # In separate loops, since each loop holds all that it computes.
+            return self.labels(padded), self.probabilities(padded)
+        return self.labels_and_probabilities(padded)
+
+
+class _Scores(NamedTuple):
+    """Scores of the classes, and the results that follow from them.
+
+    Attributes:
+        values: Logits or probabilities `[batch, height, width, num_classes]`.
+        is_logits: Whether they are logits.
+        size: Height and width to which the results are resized; None if `values` were.
+    """
+
+    values: tf.Tensor
+    is_logits: bool
+    size: Sequence[tf.Tensor] | None = None
+
+    def labels(self) -> tf.Tensor:
+        """Returns the most probable classes, int32 `[batch, height, width]`."""
+        labels = most_probable(self.values)
+        if self.size is None:
+            return labels
+        return resize_nearest(labels[..., None], tf.stack(self.size))[..., 0]
+
+    def probabilities(self) -> tf.Tensor:
+        """Returns float32 `[batch, height, width, num_classes]`."""
+        found = tf.nn.softmax(self.values) if self.is_logits else self.values
+        return found if self.size is None else resize_to(found, self.size)
+
+    def confidences(self) -> tf.Tensor:
+        """Returns the largest probabilities, `[batch, height, width]`."""
+        return tf.reduce_max(self.probabilities(), -1)
 
 
 def compile_graph(function: Callable, **options: Any) -> Callable:

@@ -175,3 +175,24 @@ def _swap_with_first_axis(x, axis: int):
     order = list(range(len(x.shape)))
     order[0], order[axis] = axis, 0
     return tf.transpose(x, order)
+
+
+def pack_results(results: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Joins results of pixels, with or without channels, to one tensor of channels."""
+    if len(results) == 1:
+        return results[0]
+    channels = [x if len(x.shape) == 4 else x[..., None] for x in results]
+    return tf.concat([tf.cast(x, tf.float32) for x in channels], -1)
+
+
+def unpack_results(packed: tf.Tensor, samples: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Reverses `pack_results`; `samples` have the channels and types of the results."""
+    if len(samples) == 1:
+        return [packed]
+    has_channels = [len(x.shape) == 4 for x in samples]
+    pairs = zip(samples, has_channels, strict=True)
+    parts = tf.split(packed, [x.shape[-1] if has else 1 for x, has in pairs], -1)
+    return [
+        tf.cast(part if has else part[..., 0], sample.dtype)
+        for part, sample, has in zip(parts, samples, has_channels, strict=True)
+    ]

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from reference_heads import fill_variables
 
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.labelling.prediction import predict_labels
+from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.windows import translate_limit_errors
 
 pytestmark = pytest.mark.usefixtures("shallow")
@@ -156,6 +159,77 @@ def test_probabilities_are_averaged_over_scales(tiny_model, strided_model, flip)
         np.testing.assert_allclose(probabilities[0], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+def test_logits_need_not_be_upsampled(tiny_model, scales):
+    # The official rule: argmax and softmax at stride 4, 9x13; then nearest neighbour,
+    # round-half-up(i * 8 / 32), and bilinear. With several scales, no effect.
+    images = make_images(2, 33, 49)
+    predictor = Predictor(tiny_model, scales, upsampled_logits=False)
+    labels, probabilities = predictor.labels_and_probabilities(images)
+    upsampled = Predictor(tiny_model, scales).labels(images)
+    if scales != (1.0,):
+        np.testing.assert_array_equal(labels, upsampled)
+        return
+    network = keras.Model(tiny_model.input, tiny_model.get_layer("logits").output)
+    logits = np.array(network(images))
+    rows, columns = (np.floor(np.arange(n) / 4 + 0.5).astype(int) for n in (33, 49))
+    nearest = logits.argmax(-1)[:, rows][:, :, columns]
+    np.testing.assert_array_equal(labels, nearest)
+    np.testing.assert_array_equal(predictor.labels(images), nearest)
+    assert (nearest != np.array(upsampled)).any()
+    small = softmax(logits)
+    expected = [resize_bilinear(x, (33, 49)) for x in small]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def build_filled(**flags):
+    """Builds a model with golden weights."""
+    given = {"num_classes": 4, "output_stride": 8, "atrous_rates": [2]}
+    return fill_variables(build_model(ModelConfig.from_official_flags(given | flags)))[
+        0
+    ]
+
+
+@pytest.mark.parametrize("window", [{}, {"image_pooling_crop_size": "33,49"}])
+@pytest.mark.parametrize("pyramid", ["0.5,1", "0.5,2"])
+def test_several_scales_replace_the_image_pyramid(pyramid, window):
+    # As in the official code, which gives each scale of the evaluation to the network
+    # as a pyramid of its own.
+    images = make_images(1, 33, 49)
+    with_pyramid, plain = (
+        build_filled(image_pyramid=pyramid, **window),
+        build_filled(**window),
+    )
+    scales = (0.5, 1.0)
+    expected = Predictor(plain, scales).probabilities(images)
+    found = Predictor(with_pyramid, scales).probabilities(images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # At scale 1.0 alone, the pyramid applies.
+    one = Predictor(with_pyramid).probabilities(images)
+    np.testing.assert_allclose(one, softmax(np.array(with_pyramid(images))), atol=1e-5)
+    assert np.abs(one - Predictor(plain).probabilities(images)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, (33, 41)),
+        ({"crop_size": (49, 33)}, (49, 37)),
+        ({"crop_size": (49, 33), "window": (33, 33)}, (49, 37)),
+        ({"window": (25, 25)}, (30, 37)),
+    ],
+)
+def test_raw_results_include_the_padding(strided_model, options, size):
+    images = make_images(2, 30, 37)
+    predictor = Predictor(strided_model, **options)
+    raw = predictor.raw_labels_and_probabilities(images)
+    assert [x.shape[1:3] for x in raw] == 2 * [size]
+    np.testing.assert_array_equal(raw[0], np.argmax(raw[1], -1))
+    both = predictor.labels_and_probabilities(images)
+    for found, expected in zip(raw, both, strict=True):
+        np.testing.assert_allclose(predictor.crop(found, images), expected, atol=1e-6)
+
+
 def test_labels_are_int32_for_any_image_dtype(strided_model):
     images = make_images(2, 12, 15)
     labels = predict_labels(strided_model, images)
@@ -180,6 +254,10 @@ def test_labels_are_int32_for_any_image_dtype(strided_model):
             r"window must be .* each at least 1 .*\(0, 9\)$",
         ),
         ({"memory_limit": 0}, "memory_limit must be above 0; received 0"),
+        (
+            {"window": (9, 9), "upsampled_logits": False},
+            "windows need upsampled_logits=True; received False$",
+        ),
         (
             {"window": (9, 9), "memory_limit": 1 << 30},
             "window and .* are mutually",

@@ -33,6 +33,12 @@ class EvalConfig:
     add_flipped_images: bool = option(
         False, help="Also average over horizontally flipped images."
     )
+    prediction_with_upsampled_logits: bool = option(
+        True,
+        help="Resize the logits to the image and take the most probable classes; "
+        "otherwise, resize the labels, which is faster but makes blocks. The latter "
+        "only applies to eval_scales=1.0 without flipped images.",
+    )
     eval_crop_size: tuple[int, int] | None = option(
         None,
         SIDE,
@@ -69,4 +75,9 @@ class EvalConfig:
         require(
             self.window_size is None or self.memory_limit_mb is None,
             "window_size and memory_limit_mb are mutually exclusive; give only one",
+        )
+        has_windows = self.window_size is not None or self.memory_limit_mb is not None
+        require(
+            self.prediction_with_upsampled_logits or not has_windows,
+            "window_size and memory_limit_mb need prediction_with_upsampled_logits",
         )

@@ -31,6 +31,7 @@ DEAD_FLAGS: dict[str, dict[str, tuple[type, str]]] = {
         "nas_remove_os32_stride": (bool, _NO_NAS),
     },
     "train": {
+        "prediction_with_upsampled_logits": (bool, "it only affects predictions"),
         "num_replicas": (str, _DISTRIBUTION),
         "startup_delay_steps": (str, _DISTRIBUTION),
         "num_ps_tasks": (str, _DISTRIBUTION),
@@ -45,6 +46,7 @@ DEAD_FLAGS: dict[str, dict[str, tuple[type, str]]] = {
     },
     "eval": _ONLY_TRAINING,
     "predict": _ONLY_TRAINING,
+    "vis": _ONLY_TRAINING,
     "export": {
         "save_inference_graph": (bool, "a SavedModel contains its graph"),
         **_ONLY_TRAINING,
@@ -74,16 +76,11 @@ def collect_flags(config: type[Dataclass], prefix: str = "") -> dict[str, ModelF
     return flags
 
 
-def _check_upsampled(value: object) -> None:
-    if not parse_bool(value):
-        raise ValueError("labels are only computed from upsampled logits")
-
-
-# Official flags that are not part of the model, with their checks. `crop_size` is only
-# checked: the official graph has a fixed input size, ours adapts to its input.
+# Official flags that are not part of the model, with their checks: the official graph
+# has a fixed input size, ours adapts to its input; labels are `EvalConfig`'s concern.
 _CHECKED_FLAGS = {
     "crop_size": parse_size,
-    "prediction_with_upsampled_logits": _check_upsampled,
+    "prediction_with_upsampled_logits": parse_bool,
 }
 
 

@@ -14,10 +14,10 @@ _OPTION = "option"
 # Groups of flags in `--help` and docs/flags.md.
 START, DATA, MODEL = "Start here", "Data", "Model"
 OPTIMISATION, HARDWARE, EVALUATION = "Optimisation", "Hardware", "Evaluation"
-OUTPUT, COMPATIBILITY = "Output", "Compatibility"
+OUTPUT = "Output"
 WITHOUT_EFFECT = "Without effect"
 GROUPS = (
-    *(START, DATA, MODEL, OPTIMISATION, HARDWARE, EVALUATION, OUTPUT, COMPATIBILITY),
+    *(START, DATA, MODEL, OPTIMISATION, HARDWARE, EVALUATION, OUTPUT),
     WITHOUT_EFFECT,
 )
 

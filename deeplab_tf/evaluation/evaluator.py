@@ -288,6 +288,7 @@ def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
         config.eval_crop_size,
         config.window_size,
         None if limit is None else limit * _MIB,
+        config.prediction_with_upsampled_logits,
     )
 
 

@@ -191,12 +191,29 @@ def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
     return keras.Model(clone.input, clone.output, name=f"{network.name}_at_{scale}")
 
 
+def find_single_scale_network(model: keras.Model) -> keras.Model | None:
+    """Returns the network that an image pyramid runs at each scale; else None.
+
+    It is the network for scale 1, shares every variable, and maps raw images to logits.
+    """
+    found = [x for x in model.layers if x.name.startswith(_PYRAMID_NETWORK)]
+    if not found:
+        return None
+    network = keras.Model(found[0].inputs[0], found[0].outputs[0], name="single_scale")
+    windows = [x for x in leaf_layers(network) if isinstance(x, WindowMean)]
+    scales = [layer.image_scale for layer in windows if layer.crop_size]
+    return scale_pooling_windows(network, 1.0 / scales[0]) if scales else network
+
+
+_PYRAMID_NETWORK = "network"
+
+
 def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
     """Returns logits merged over `image_pyramid`, at the size of the largest scale."""
     scales = config.image_pyramid
     shape = (image.shape[0], None, None, config.channels)
     head = keras.Input(batch_shape=shape, dtype="float32")
-    network = Part(head, _single_scale_logits(head, config), name="network")
+    network = Part(head, _single_scale_logits(head, config), name=_PYRAMID_NETWORK)
     grid = max(1.0, *scales) / config.logits_stride
     merged = []
     for i, scale in enumerate(scales):

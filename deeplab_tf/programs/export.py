@@ -46,7 +46,7 @@ from deeplab_tf.serving.choices import (
 
 # Flags that apply to some formats only.
 _FORMATS_OF_FLAGS = {
-    "export_probabilities": (SAVED_MODEL, FROZEN, ONNX, OPENVINO),
+    "export_probabilities": (SAVED_MODEL, ONNX, OPENVINO),
     "crop_size": (SAVED_MODEL, FROZEN, TFLITE),
     "fold_batch_norm": (SAVED_MODEL, FROZEN),
     "export_weights": (SAVED_MODEL,),
@@ -63,7 +63,10 @@ _PRECISIONS = {
     OPENVINO: OPENVINO_PRECISIONS,
 }
 # Fields of `EvalConfig` that are part of an export.
-_INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
+_INFERENCE = (
+    *("eval_scales", "add_flipped_images", "eval_crop_size", "window_size"),
+    "prediction_with_upsampled_logits",
+)
 _START = {
     "checkpoint_path": (
         *(flags.REQUIRED, None),
@@ -113,7 +116,7 @@ _FORMATS = {
     "export_probabilities": (
         *(flags.BOOLEAN, False),
         "Ours: also return SemanticProbabilities, in a SavedModel's serving_default, "
-        "a frozen graph, an ONNX or an OpenVINO file.",
+        "an ONNX or an OpenVINO file; a frozen graph always has them.",
     ),
     "fold_batch_norm": (
         *(flags.BOOLEAN, True),

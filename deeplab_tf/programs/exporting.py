@@ -74,6 +74,11 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
             "--inference_scales=1.0 --noadd_flipped_images and no --window_size, or "
             "export a SavedModel"
         )
+    if not evaluation.prediction_with_upsampled_logits:
+        raise UserError(
+            f"{path} needs --prediction_with_upsampled_logits; received false, which "
+            "only a SavedModel or a frozen graph supports"
+        )
     # A TFLite file has one size, and slides it over larger images; others take any.
     size = (evaluation.eval_crop_size or _FILE_SIZE) if ending == TFLITE else None
     return dataclasses.replace(evaluation, eval_crop_size=size, window_size=size)
@@ -169,6 +174,7 @@ def _make_options(
 ) -> ExportOptions:
     return ExportOptions(
         window=evaluation.window_size,
+        upsampled_logits=evaluation.prediction_with_upsampled_logits,
         resizing=resizing,
         probabilities=values.export_probabilities,
         fold_batch_norm=values.fold_batch_norm,

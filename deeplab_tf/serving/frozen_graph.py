@@ -1,6 +1,7 @@
 """Exports a model as a frozen graph of TensorFlow 1, and loads such graphs.
 
-Clients of the official export feed `ImageTensor:0` and fetch `SemanticPredictions:0`.
+Clients of the official export feed `ImageTensor:0` and fetch `SemanticPredictions:0`
+or one of the other outputs of `export_frozen_graph`.
 """
 
 import dataclasses
@@ -27,15 +28,15 @@ from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.saved_model import (
     ExportOptions,
     GraphPredictor,
-    prepare_network,
+    make_predictors,
 )
 from deeplab_tf.serving.signatures import (
     INPUT,
     OUTPUT,
     PROBABILITIES,
-    SERVING,
     ResizingPredictor,
-    make_signatures,
+    image_spec,
+    make_official_outputs,
 )
 
 # A constant with the class names and colours, which clients ignore.
@@ -54,9 +55,13 @@ def export_frozen_graph(
 ) -> None:
     """Writes a frozen graph that labels batches of images of any size.
 
-    Its input is `ImageTensor:0`, uint8 `[batch, height, width, channels]`, and its
-    output `SemanticPredictions:0`, int32 `[batch, height, width]`, as in
-    `export_saved_model`.
+    Its input is `ImageTensor:0`, uint8 `[batch, height, width, channels]`. Its outputs
+    are those of the official export; a client only pays for what it fetches:
+
+    - `SemanticPredictions:0`, int32 `[batch, height, width]`
+    - `SemanticProbabilities:0`, float32 `[batch, height, width, num_classes]`
+    - `RawSemanticPredictions:0` and `RawSemanticProbabilities:0`, both float32, with
+      the padding and before images are resized to their original size
 
     Args:
         model: A model of `build_model`.
@@ -66,8 +71,8 @@ def export_frozen_graph(
         crop_size: Height and width to which images are padded; None is the next
             `k * output_stride + 1`.
         info: Class names and colours to store in the graph.
-        options: Additional options; `window`, `resizing`, `probabilities`, which adds
-            `SemanticProbabilities:0`, and `fold_batch_norm` apply.
+        options: Additional options; `window`, `upsampled_logits`, `resizing` and
+            `fold_batch_norm` apply.
 
     Raises:
         UserError: if an argument is invalid, or `path` may not be replaced.
@@ -78,12 +83,8 @@ def export_frozen_graph(
         )
     require_replaceable(path)
     options = options or ExportOptions()
-    network = prepare_network(model, options)
-    predictor = Predictor(network, scales, flip, crop_size, options.window)
-    resized: Predictor | ResizingPredictor = predictor
-    if options.resizing is not None:
-        resized = ResizingPredictor(predictor, options.resizing)
-    graph = _freeze_predictor(resized, options.probabilities)
+    *_, predictor = make_predictors(model, scales, flip, crop_size, options)
+    graph = _freeze_predictor(predictor)
     config = strict_json.dump(dataclasses.asdict(model.model_config))
     _add_text(graph, MODEL_CONSTANT, config)
     if info is not None:
@@ -100,13 +101,13 @@ def _add_text(graph: tf.compat.v1.GraphDef, name: str, text: str) -> None:
 
 
 def _freeze_predictor(
-    predictor: Predictor | ResizingPredictor, probabilities: bool
+    predictor: Predictor | ResizingPredictor,
 ) -> tf.compat.v1.GraphDef:
-    signatures = make_signatures(None, predictor, probabilities, max_pixels=None)
-    function, spec = signatures[SERVING]
+    spec = image_spec(predictor.config.channels)
 
     def serve(images: tf.Tensor) -> list[tf.Tensor]:
-        return [tf.identity(x, name) for name, x in function(images).items()]
+        outputs = make_official_outputs(predictor, images)
+        return [tf.identity(x, name) for name, x in outputs.items()]
 
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
     # Clients expect TF1's primitive loops and branches, to which this lowers them.

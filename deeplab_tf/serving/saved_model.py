@@ -53,6 +53,7 @@ class ExportOptions:
     Attributes:
         window: Height and width of the sliding window for larger images, as in
             `Predictor`; None labels every image in one pass.
+        upsampled_logits: Whether logits are resized to the image, as in `Predictor`.
         resizing: How images are resized before inference; None does not resize.
         probabilities: Whether `serving_default` also returns `SemanticProbabilities`.
         fold_batch_norm: Whether to fold batch normalisation into convolutions, which is
@@ -63,6 +64,7 @@ class ExportOptions:
     """
 
     window: tuple[int, int] | None = None
+    upsampled_logits: bool = True
     resizing: Resizing | None = None
     probabilities: bool = False
     fold_batch_norm: bool = True
@@ -70,11 +72,32 @@ class ExportOptions:
     max_pixels: int = Bounds().pixels
 
 
-def prepare_network(model: keras.Model, options: ExportOptions) -> keras.Model:
-    """Returns the network to export: the model, or a copy that is faster on CPUs."""
+def make_predictors(
+    model: keras.Model,
+    scales: Sequence[float],
+    flip: bool,
+    crop_size: tuple[int, int] | None,
+    options: ExportOptions,
+) -> tuple[keras.Model, Predictor, Predictor | ResizingPredictor]:
+    """Returns the network to export, its predictor, and one that also resizes images.
+
+    The network is the model, or a copy that is faster on CPUs. The last predictor is
+    the first one if images are not resized.
+    """
     # Scaled kernels may be out of the range of float16.
     folds = options.fold_batch_norm and model_precision(model) != "float16"
-    return optimize_for_cpu(model) if folds else model
+    network = optimize_for_cpu(model) if folds else model
+    predictor = Predictor(
+        network,
+        scales,
+        flip,
+        crop_size,
+        options.window,
+        upsampled_logits=options.upsampled_logits,
+    )
+    if options.resizing is None:
+        return network, predictor, predictor
+    return network, predictor, ResizingPredictor(predictor, options.resizing)
 
 
 @check_arguments(model=BUILT, scales=SCALES, crop_size=SIDE)
@@ -96,6 +119,9 @@ def export_saved_model(
       `Predictor`.
     - `probabilities`: from `ImageTensor` to `SemanticProbabilities`, float32 `[batch,
       height, width, num_classes]`.
+    - `raw`: from `ImageTensor` to `RawSemanticPredictions` and
+      `RawSemanticProbabilities`, both float32, with the padding and before images are
+      resized to their original size, as in the official export.
     - `encoded`, for models of 8-bit RGB: from `image_bytes`, JPEGs or PNGs, strings
       `[batch]`, to `label_map_bytes`, greyscale PNGs, strings `[batch]`, and `error`,
       one message per image. An image with an error has an empty label map.
@@ -119,9 +145,10 @@ def export_saved_model(
     """
     options = options or ExportOptions()
     require_replaceable(path)
-    network = prepare_network(model, options)
-    predictor = Predictor(network, scales, flip, crop_size, options.window)
-    found = _make_signatures(network, predictor, info, options)
+    network, predictor, resized = make_predictors(
+        model, scales, flip, crop_size, options
+    )
+    found = _make_signatures(network, predictor, resized, info, options)
     logs = _make_warmup_requests(found, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
     with publish_artefact(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)
@@ -134,13 +161,11 @@ def export_saved_model(
 def _make_signatures(
     network: keras.Model,
     predictor: Predictor,
+    resized: Predictor | ResizingPredictor,
     info: DatasetInfo | None,
     options: ExportOptions,
 ) -> dict[str, Signature]:
     features = share_network(predictor, network)
-    resized: Predictor | ResizingPredictor = predictor
-    if options.resizing is not None:
-        resized = ResizingPredictor(predictor, options.resizing)
     # `encoded` decodes to 8 bits, which would change deeper images.
     is_deep = info is not None and info.max_value != 255
     max_pixels = None if is_deep else options.max_pixels

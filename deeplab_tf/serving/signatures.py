@@ -1,4 +1,4 @@
-"""Makes the signatures of a SavedModel: labels, probabilities, encoded, features."""
+"""Makes the signatures of a SavedModel, and the outputs of a frozen graph."""
 
 import functools
 from collections.abc import Callable
@@ -17,6 +17,8 @@ from deeplab_tf.serving.encoded import Bounds, label_encoded
 INPUT = "ImageTensor"
 OUTPUT = "SemanticPredictions"
 PROBABILITIES = "SemanticProbabilities"
+RAW_OUTPUT = "RawSemanticPredictions"
+RAW_PROBABILITIES = "RawSemanticProbabilities"
 # TensorFlow Serving's REST API sends strings as base64 if their names end in `_bytes`.
 ENCODED_INPUT, ENCODED_OUTPUT = "image_bytes", "label_map_bytes"
 ERROR = "error"
@@ -79,7 +81,7 @@ class ResizingPredictor:
     def labels(self, images):
         """Returns the most probable classes; see `Predictor`."""
         labels = self._predictor.labels(self._resize(images))
-        return self._resize_labels(labels, images)
+        return self._restore_size(labels, images)
 
     def probabilities(self, images):
         """Returns the probabilities, resized bilinearly; see `Predictor`."""
@@ -88,12 +90,23 @@ class ResizingPredictor:
     def labels_and_probabilities(self, images):
         """Returns the results of `labels` and `probabilities`, computed together."""
         resized = self._resize(images)
-        labels, probabilities = self._predictor.labels_and_probabilities(resized)
-        size = tf.unstack(tf.shape(images)[1:3])
-        return self._resize_labels(labels, images), resize_to(probabilities, size)
+        both = self._predictor.labels_and_probabilities(resized)
+        return tuple(self._restore_size(x, images) for x in both)
 
-    def _resize_labels(self, labels, images):
-        return resize_nearest(labels[..., None], tf.shape(images)[1:3])[..., 0]
+    def raw_labels_and_probabilities(self, images):
+        """Returns the results for the resized and padded images; see `Predictor`."""
+        return self._predictor.raw_labels_and_probabilities(self._resize(images))
+
+    def crop(self, results, images):
+        """Returns raw results without padding, at the original size of the images."""
+        height, width = tf.unstack(self.resized_size(tf.shape(images)[1:3]))
+        return self._restore_size(results[:, :height, :width], images)
+
+    def _restore_size(self, results, images):
+        size = tf.shape(images)[1:3]
+        if results.dtype.is_integer:
+            return resize_nearest(results[..., None], size)[..., 0]
+        return resize_to(results, tf.unstack(size))
 
 
 def make_features_model(model: keras.Model) -> keras.Model | None:
@@ -172,6 +185,24 @@ def _labels_and_probabilities(both: Callable, images) -> dict:
     return dict(zip((OUTPUT, PROBABILITIES), both(images), strict=True))
 
 
+def _raw(raw: Callable, images) -> dict:
+    labels, probabilities = raw(images)
+    return {RAW_OUTPUT: tf.cast(labels, tf.float32), RAW_PROBABILITIES: probabilities}
+
+
+def make_official_outputs(predictor, images) -> dict:
+    """Returns all outputs of the official frozen graph by name; see `make_signatures`.
+
+    The network runs once, unless there are windows.
+    """
+    labels, probabilities = predictor.raw_labels_and_probabilities(images)
+    return {
+        OUTPUT: predictor.crop(labels, images),
+        PROBABILITIES: predictor.crop(probabilities, images),
+        **_raw(lambda _: (labels, probabilities), images),
+    }
+
+
 def _encoded(labels: Callable, num_classes: int, bounds: Bounds, encoded) -> dict:
     maps, errors = label_encoded(encoded, labels, num_classes, bounds)
     return {ENCODED_OUTPUT: maps, ERROR: errors}
@@ -181,6 +212,11 @@ def _features(features: Callable, images) -> dict:
     outputs = dict(features(tf.cast(images, tf.float32), training=False))
     del outputs["logits"]
     return {name: tf.cast(x, tf.float32) for name, x in outputs.items()}
+
+
+def image_spec(channels: int) -> tf.TensorSpec:
+    """Returns the input of all signatures that take pixels."""
+    return tf.TensorSpec([None, None, None, channels], tf.uint8, name=INPUT)
 
 
 def make_signatures(
@@ -200,7 +236,7 @@ def make_signatures(
             `encoded`.
     """
     config = predictor.config
-    image = tf.TensorSpec([None, None, None, config.channels], tf.uint8, name=INPUT)
+    image = image_spec(config.channels)
     encoded = tf.TensorSpec([None], tf.string, name=ENCODED_INPUT)
     # A tf.function is stored once, however many signatures call it.
     compiled = functools.partial(tf.function, input_signature=[image], autograph=False)
@@ -211,6 +247,7 @@ def make_signatures(
         if gives_probabilities
         else (_labels, labels),
         "probabilities": (_probabilities, both),
+        "raw": (_raw, predictor.raw_labels_and_probabilities),
     }
     if features is not None:
         functions["features"] = (_features, features)

@@ -224,9 +224,13 @@ def test_unknown_flag_error_names_the_known_flags():
         ModelConfig.from_official_flags({"atrous_rate": 6})
 
 
-def test_labels_without_upsampled_logits_are_refused():
-    with pytest.raises(UserError, match=r"^prediction_with_upsampled"):
-        ModelConfig.from_official_flags({"prediction_with_upsampled_logits": False})
+def test_upsampling_of_logits_is_not_part_of_the_model():
+    name = "prediction_with_upsampled_logits"
+    assert ModelConfig.from_official_flags({name: "0"}) == (
+        ModelConfig.from_official_flags({})
+    )
+    with pytest.raises(UserError, match=f"^{name} cannot be 'maybe'"):
+        ModelConfig.from_official_flags({name: "maybe"})
 
 
 def test_rates_scale_unless_set_by_flag():
@@ -265,6 +269,12 @@ def test_rates_scale_unless_set_by_flag():
         (lambda: DecoderConfig((2,)), r"received \[2\]"),
         (lambda: DataConfig(min_scale_factor=3.0), "received 3.0 and 2.0"),
         (lambda: DataConfig(max_resize_value=513), "need min_resize_value"),
+        (
+            lambda: EvalConfig(
+                window_size=(9, 9), prediction_with_upsampled_logits=False
+            ),
+            "^window_size and memory_limit_mb need prediction_with_upsampled_logits",
+        ),
         (
             lambda: EvalConfig(eval_scales=()),
             "^eval_scales must have at least one",

@@ -59,6 +59,7 @@ def test_metrics_match_hand_computed_values(color_model):
             "precision": "float32",
             "eval_scales": (1.0,),
             "add_flipped_images": False,
+            "prediction_with_upsampled_logits": True,
             "eval_crop_size": None,
             "eval_batch_size": 1,
             "ignore_label": 255,

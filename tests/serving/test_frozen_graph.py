@@ -44,13 +44,67 @@ def test_clients_and_loader_get_the_labels_of_the_model(tiny_model, tmp_path):
         (labels,) = fetch(path, images, "SemanticPredictions")
         np.testing.assert_array_equal(labels, expected)
         np.testing.assert_array_equal(artefact.labels(images), expected)
-    with pytest.raises(UserError, match="returns only labels, no probabilities"):
-        artefact.probabilities(images)
+        probabilities = artefact.probabilities(images)
+        np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+        np.testing.assert_array_equal(probabilities.argmax(-1), expected)
+
+
+OUTPUTS = [
+    *("SemanticPredictions", "SemanticProbabilities"),
+    *("RawSemanticPredictions", "RawSemanticProbabilities"),
+]
+
+
+def resize_nearest(labels, size):
+    """Returns `[h, w]` resized: half is rounded up, corners on corners."""
+    places = [
+        np.floor(np.arange(new) * ((old - 1) / (new - 1)) + 0.5).astype(int)
+        for old, new in zip(labels.shape, size, strict=True)
+    ]
+    return labels[np.ix_(*places)]
+
+
+def test_outputs_are_those_of_the_official_export(tiny_model, tmp_path):
+    # Official rule: resize (here to 20x30: the short side becomes 20), pad with 127.5
+    # to the crop, predict (raw), cut to the resized size and resize back.
+    path, image = tmp_path / "graph.pb", photos(1, 30, 45)
+    options = ExportOptions(resizing=Resizing(20))
+    export_frozen_graph(tiny_model, str(path), crop_size=(33, 41), options=options)
+    labels, probabilities, raw_labels, raw = fetch(path, image, *OUTPUTS)
+    resized = tf.raw_ops.ResizeBilinear(images=image, size=(20, 30), align_corners=True)
+    canvas = np.full((1, 33, 41, 3), 127.5, np.float32)
+    canvas[:, :20, :30] = resized
+    logits = np.array(tiny_model(canvas, training=False))
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(raw, expected, atol=1e-5)
+    assert raw_labels.dtype == np.float32
+    np.testing.assert_array_equal(raw_labels, logits.argmax(-1))
+    assert labels.dtype == np.int32
+    nearest = resize_nearest(raw_labels[0, :20, :30], (30, 45))
+    np.testing.assert_array_equal(labels[0], nearest)
+    valid = raw[:, :20, :30]
+    expected = tf.raw_ops.ResizeBilinear(
+        images=valid, size=(30, 45), align_corners=True
+    )
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_labels_from_small_logits_are_frozen(tiny_model, tmp_path):
+    options = ExportOptions(upsampled_logits=False)
+    export_frozen_graph(tiny_model, str(tmp_path / "graph.pb"), options=options)
+    images = photos(1, 30, 45)
+    labels, probabilities, *_ = fetch(tmp_path / "graph.pb", images, *OUTPUTS)
+    predictor = Predictor(tiny_model, upsampled_logits=False)
+    np.testing.assert_array_equal(labels, predictor.labels(images))
+    np.testing.assert_allclose(
+        probabilities, predictor.probabilities(images), atol=1e-5
+    )
+    assert (labels != np.array(Predictor(tiny_model).labels(images))).any()
 
 
 @pytest.mark.slow
 def test_windows_scales_and_probabilities_are_frozen(tiny_model, tmp_path):
-    options = ExportOptions(window=(33, 33), probabilities=True)
+    options = ExportOptions(window=(33, 33))
     path = tmp_path / "graph.pb"
     export_frozen_graph(tiny_model, str(path), (1.0, 0.5), True, options=options)
     images = photos(1, 40, 70)

@@ -84,9 +84,9 @@ def test_additional_signatures_have_expected_inputs_and_outputs(
 ):
     signatures = tf.saved_model.load(tiny_export).signatures
     assert set(signatures) == {
-        *("serving_default", "probabilities", "encoded", "features")
+        *("serving_default", "probabilities", "raw", "encoded", "features")
     }
-    for name in ("probabilities", "features"):
+    for name in ("probabilities", "raw", "features"):
         ((key, image),) = signatures[name].structured_input_signature[1].items()
         assert (key, image.dtype.name) == ("ImageTensor", "uint8")
         assert image.shape.as_list() == [None, None, None, 3]
@@ -95,6 +95,10 @@ def test_additional_signatures_have_expected_inputs_and_outputs(
     low_level = tiny_model.get_layer("decoder").inputs[1].shape[-1]
     assert output_specs(signatures["probabilities"]) == {
         "SemanticProbabilities": ("float32", [None, None, None, 5])
+    }
+    assert output_specs(signatures["raw"]) == {
+        "RawSemanticPredictions": ("float32", [None, None, None]),
+        "RawSemanticProbabilities": ("float32", [None, None, None, 5]),
     }
     assert output_specs(signatures["encoded"]) == {
         "label_map_bytes": ("string", [None]),
@@ -125,7 +129,21 @@ def test_images_above_8_bits_have_no_encoded_signature(strided_model, tmp_path):
     info = dataclasses.replace(generic_info(4), max_value=4095)
     export_saved_model(strided_model, str(tmp_path), info=info)
     signatures = tf.saved_model.load(str(tmp_path)).signatures
-    assert set(signatures) == {"serving_default", "probabilities"}
+    assert set(signatures) == {"serving_default", "probabilities", "raw"}
+
+
+def test_raw_outputs_include_the_padding(tiny_model, tiny_export):
+    raw = tf.saved_model.load(tiny_export).signatures["raw"]
+    # To the next 16 k + 1; 127.5 is 0 after scaling.
+    images = photos(2, 20, 40)
+    canvas = np.full((2, 33, 49, 3), 127.5, np.float32)
+    canvas[:, :20, :40] = images
+    expected = tf.nn.softmax(tiny_model(canvas, training=False)).numpy()
+    served = raw(ImageTensor=tf.constant(images))
+    probabilities = served["RawSemanticProbabilities"]
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
+    labels = served["RawSemanticPredictions"]
+    np.testing.assert_array_equal(labels, expected.argmax(-1))
 
 
 def test_features_match_the_features_model(tiny_model, tiny_export):

@@ -52,7 +52,7 @@ def test_image_pyramid_has_no_features_model():
 
 
 def test_signatures_depend_on_the_model(tiny_model, strided_model):
-    names = {"serving_default", "probabilities", "encoded", "features"}
+    names = {"serving_default", "probabilities", "raw", "encoded", "features"}
     features = make_features_model(tiny_model)
     assert set(make_signatures(features, Predictor(tiny_model))) == names
     signatures = make_signatures(None, Predictor(strided_model))
