@@ -166,6 +166,7 @@ setup(
             "deeplab = deeplab_tf.programs.commands:main",
             "deeplab-train = deeplab_tf.programs.commands:train",
             "deeplab-eval = deeplab_tf.programs.commands:evaluate",
+            "deeplab-vis = deeplab_tf.programs.commands:visualize",
             "deeplab-export = deeplab_tf.programs.commands:export",
             "deeplab-predict = deeplab_tf.programs.commands:predict",
             "deeplab-doctor = deeplab_tf.programs.commands:doctor",

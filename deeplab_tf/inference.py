@@ -158,7 +158,9 @@ class Predictor:
         if self.crop_size is not None:
             pairs = zip(self.crop_size, size, strict=True)
             return self._pad_to(images, [tf.maximum(*pair) for pair in pairs])
-        return images if self._slides else self._pad_to(images, self._round_up_sides(size))
+        return (
+            images if self._slides else self._pad_to(images, self._round_up_sides(size))
+        )
 
     def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
         """Returns the logits of each pass at one scale, resized to the images."""

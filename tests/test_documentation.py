@@ -180,7 +180,7 @@ def test_pages_run_every_expected_program():
     converters = ("voc2012", "cityscapes", "ade20k", "coco_voc", "folder")
     modules = ("data.doctor", "plan", "predict", "presets", "models.complexity")
     assert programs == {
-        *("train.py", "eval.py", "export.py", "deeplab_tf.checkpoints.zoo"),
+        *("train.py", "eval.py", "vis.py", "export.py", "deeplab_tf.checkpoints.zoo"),
         *(f"datasets.{name}" for name in converters),
         *(f"deeplab_tf.{name}" for name in modules),
         *("benchmarks.input_pipeline", "benchmarks.evaluate"),
@@ -192,7 +192,7 @@ def test_pages_run_every_expected_program():
     assert len(tasks) == 5 and max(tasks) <= 4
 
 
-OFFICIAL = re.compile(r"^python deeplab/(train|eval|export_model)\.py (.*)$", re.M)
+OFFICIAL = re.compile(r"^python deeplab/(train|eval|vis|export_model)\.py (.*)$", re.M)
 
 
 def test_official_command_lines_are_accepted(capsys):
@@ -200,8 +200,8 @@ def test_official_command_lines_are_accepted(capsys):
     texts = [ROOT / "tests/official_commands.txt", ROOT / "docs/migration.md"]
     text = "".join(path.read_text() for path in texts).replace("\\\n", " ")
     lines = OFFICIAL.findall(text)
-    assert {name for name, _ in lines} == {"train", "eval", "export_model"}
-    assert len(lines) == 8 and len(set(lines)) == 7
+    assert {name for name, _ in lines} == {"train", "eval", "vis", "export_model"}
+    assert len(lines) == 10 and len(set(lines)) == 9
     for name, arguments in set(lines):
         name = name.removesuffix("_model")
         program = importlib.import_module(f"deeplab_tf.programs.{name}")

@@ -97,6 +97,7 @@ def test_config_docstrings_contain_the_flag_help():
 REQUIRED = {
     "train": ("--train_logdir=l", "--dataset_dir=d"),
     "eval": ("--checkpoint_dir=c", "--eval_logdir=l", "--dataset_dir=d"),
+    "vis": ("--checkpoint_dir=c", "--vis_logdir=l", "--dataset_dir=d"),
     "export": ("--checkpoint_path=c", "--export_path=e"),
     "predict": ("--model=m", "--images=i", "--output_dir=o"),
 }
@@ -161,6 +162,7 @@ DEAD = {
         "--save_summaries_images=true",
     ),
     "eval": (),
+    "vis": (),
     "export": ("--save_inference_graph=true",),
     "predict": (),
 }
@@ -224,6 +226,6 @@ def test_cell_is_read_from_any_file_system():
 
 
 def test_training_flags_warn_in_other_programs(capsys):
-    for name in ("eval", "export", "predict"):
+    for name in ("eval", "vis", "export", "predict"):
         flags.check_flags(parse(name, "--label_weights=1"), name)
         assert "warning: --label_weights has no effect" in capsys.readouterr().err

@@ -18,6 +18,7 @@ SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
     *("deeplab", "deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
     *("deeplab-plan", "deeplab-predict", "deeplab-pretrain", "deeplab-train"),
+    "deeplab-vis",
 ]
 # The only programs on the fake PATH: what the scripts call in addition to Python.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]

@@ -31,6 +31,7 @@ from deeplab_tf.programs import flag_help  # noqa: E402
 PROGRAMS = {
     "train.py": "deeplab_tf.programs.train",
     "eval.py": "deeplab_tf.programs.eval",
+    "vis.py": "deeplab_tf.programs.vis",
     "export.py": "deeplab_tf.programs.export",
     "deeplab_tf.predict": "deeplab_tf.programs.predict",
     "deeplab_tf.pretrain": "deeplab_tf.pretrain.program",
@@ -44,13 +45,16 @@ PROGRAMS = {
     "datasets.shapes": "deeplab_tf.programs.convert.shapes",
 }
 # Programs that build a model from flags; the page lists their common flags once.
-BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
+BUILDERS = (
+    *("train.py", "eval.py", "vis.py", "export.py"),
+    *("deeplab_tf.predict", "deeplab_tf.plan"),
+)
 INTRODUCTION = """# Flags
 
 `--help` of a program prints its flags in groups, and `--helpfull` also those without effect. The
 documentation site lists the flags of all programs on this page, which `python
-tools/documentation.py` generates. In train.py, eval.py and export.py, "Ours" marks flags that the
-official programs do not have. All other flags have the official names, meanings and defaults,
+tools/documentation.py` generates. In train.py, eval.py, vis.py and export.py, "Ours" marks flags
+that the official programs do not have. All other flags have the official names, meanings and defaults,
 except those listed in [migration](migration.md#flags). Write a list as `--train_crop_size=513,513`
 or repeat the flag; write a boolean as `--recompute`, `--norecompute` or `--recompute=false`.
 Unknown flags are errors.

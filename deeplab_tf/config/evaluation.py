@@ -46,9 +46,13 @@ class EvalConfig:
         "protocol; they grow to fit larger images. Default: for each image, the "
         "smallest k * output_stride + 1 that fits it, or 513,513 for a TFLite export.",
         export_flag="crop_size",
+        vis_flag="vis_crop_size",
     )
     eval_batch_size: int = option(
-        1, Range(at_least=1, at_most=10**6), "Images per forward pass."
+        1,
+        Range(at_least=1, at_most=10**6),
+        "Images per forward pass.",
+        vis_flag="vis_batch_size",
     )
     ignore_label: int = option(
         255, help="Label of pixels that are not scored.", flag=""

@@ -78,6 +78,7 @@ class Option:
             strings. None accepts every value of the type.
         flag: Flag name if it differs from the field name; "" defines no flag.
         export_flag: Flag name in export.py if it differs there.
+        vis_flag: Flag name in vis.py if it differs there.
         flag_default: Default of the flag; `...` uses the field's default.
         parse: Parses the flag value; None parses by the field's type.
         is_ours: Whether the flag is missing from the official programs.
@@ -88,6 +89,7 @@ class Option:
     accepts: Range | tuple[str, ...] | None = None
     flag: str | None = None
     export_flag: str = ""
+    vis_flag: str = ""
     flag_default: Any = ...
     parse: Callable | None = None
     is_ours: bool = False
@@ -127,6 +129,11 @@ def flag_name(field: dataclasses.Field) -> str:
 def export_flag_name(field: dataclasses.Field) -> str:
     """Returns the flag name of a field in export.py."""
     return option_of(field).export_flag or flag_name(field)
+
+
+def vis_flag_name(field: dataclasses.Field) -> str:
+    """Returns the flag name of a field in vis.py."""
+    return option_of(field).vis_flag or flag_name(field)
 
 
 def flag_default(field: dataclasses.Field) -> Any:

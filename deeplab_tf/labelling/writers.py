@@ -4,8 +4,9 @@ Each writer is a context manager that prints the path of its output at the end.
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -138,6 +139,46 @@ def write_label_maps(folder: str, info: DatasetInfo) -> Iterator[Writer]:
     def add(name, image, labels):
         path = os.path.join(folder, f"{name}.png")
         outputs.write_bytes(visualize.encode_palette_png(labels, info), path)
+
+    yield add
+    print(f"written: {folder}")
+
+
+@contextlib.contextmanager
+def write_colored(folder: str, colormap: np.ndarray) -> Iterator[Writer]:
+    """Writes images and coloured labels, numbered from 0, as the official vis.py does.
+
+    `colormap` has the colour of each label, uint8 `[256, 3]`.
+    """
+    tf.io.gfile.makedirs(folder)
+    numbers = itertools.count()
+
+    def add(name, image, labels):
+        prefix = os.path.join(folder, f"{next(numbers):06d}")
+        image = visualize.encode_png(visualize.as_rgb(image))
+        outputs.write_bytes(image, f"{prefix}_image.png")
+        colored = visualize.encode_png(colormap[labels])
+        outputs.write_bytes(colored, f"{prefix}_prediction.png")
+
+    yield add
+    print(f"written: {folder}")
+
+
+@contextlib.contextmanager
+def write_raw(folder: str, ids: Sequence[int] | None = None) -> Iterator[Writer]:
+    """Writes labels as grey `<name>.png`, as the official vis.py does.
+
+    `ids` are the values to write for the classes; None writes the classes.
+    """
+    tf.io.gfile.makedirs(folder)
+    values = None if ids is None else np.array(ids, np.uint8)
+    numbers = itertools.count()
+
+    def add(name, image, labels):
+        name = os.path.basename(name) or f"{next(numbers):06d}"
+        labels = labels.astype(np.uint8) if values is None else values[labels]
+        path = os.path.join(folder, f"{name}.png")
+        outputs.write_bytes(visualize.encode_png(labels), path)
 
     yield add
     print(f"written: {folder}")

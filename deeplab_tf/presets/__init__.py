@@ -1,7 +1,7 @@
 """Named experiments from the papers, the model zoo and our own recipes.
 
-`python -m deeplab_tf.presets` lists them; pass `--preset=NAME` to `train.py`, `eval.py`
-or `export.py` to use one. Scores are mean IoU in percent.
+`python -m deeplab_tf.presets` lists them; pass `--preset=NAME` to `train.py`,
+`eval.py`, `vis.py` or `export.py` to use one. Scores are mean IoU in percent.
 """
 
 import functools

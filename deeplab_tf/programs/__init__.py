@@ -25,7 +25,7 @@ from deeplab_tf.programs.flag_help import find_answer, list_names
 # Flags whose value is an output path.
 _OUTPUT_FLAGS = (
     *("export_path", "output_dir", "train_logdir", "eval_logdir", "submission_file"),
-    *("json", "work_dir", "download_dir"),
+    *("vis_logdir", "json", "work_dir", "download_dir"),
 )
 # Errors of users; OSError is raised for unusable paths.
 _ERRORS = (UserError, absl_flags.Error, OSError)

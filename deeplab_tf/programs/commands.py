@@ -2,8 +2,9 @@
 
     deeplab COMMAND [flags]
 
-`deeplab COMMAND --help` lists the flags of a command. train.py, eval.py, export.py and
-the scripts deeplab-train, deeplab-convert and so on run the same commands.
+`deeplab COMMAND --help` lists the flags of a command. train.py, eval.py, vis.py and
+export.py, and the scripts deeplab-train, deeplab-convert and so on run the same
+commands.
 """
 
 import functools
@@ -31,6 +32,7 @@ COMMANDS = {
     "plan": "deeplab_tf.plan.program",
     "train": f"{_PROGRAMS}.train",
     "eval": f"{_PROGRAMS}.eval",
+    "vis": f"{_PROGRAMS}.vis",
     "predict": f"{_PROGRAMS}.predict",
     "export": f"{_PROGRAMS}.export",
     "pretrain": "deeplab_tf.pretrain.program",
@@ -38,6 +40,7 @@ COMMANDS = {
 
 train = functools.partial(run_program, COMMANDS["train"])
 evaluate = functools.partial(run_program, COMMANDS["eval"])
+visualize = functools.partial(run_program, COMMANDS["vis"])
 export = functools.partial(run_program, COMMANDS["export"])
 predict = functools.partial(run_program, COMMANDS["predict"])
 doctor = functools.partial(run_program, COMMANDS["doctor"])

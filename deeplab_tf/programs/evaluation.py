@@ -1,8 +1,6 @@
 """Evaluates a model with the flags of eval.py."""
 
 import dataclasses
-import itertools
-import os
 
 import numpy as np
 import tensorflow as tf
@@ -10,9 +8,7 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.checkpoints.following import follow_checkpoints
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment
-from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
@@ -31,36 +27,17 @@ from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, describe_unpredic
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs import read_command_line
-from deeplab_tf.programs.checkpoint import (
-    require_channels,
-    require_classes,
-    require_no_model_flags,
-    restore_model,
+from deeplab_tf.programs.loading import (
+    find_records,
+    list_checkpoints,
+    load_exported_model,
+    load_model,
 )
-from deeplab_tf.serving.formats import is_artefact, load_artefact
+from deeplab_tf.serving.formats import is_artefact
 from deeplab_tf.training.distribution import make_local_strategy
-from deeplab_tf.training.resume import read_experiment
 
 # Flags that only apply to checkpoints, in addition to the model flags.
 _CHECKPOINT_FLAGS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
-_OFFICIAL_INTERVAL = 300  # seconds between two evaluations
-
-
-def _find_dataset(
-    values: absl_flags.FlagValues, trained_on: DataConfig | None, fallback: str | None
-) -> tuple[str, DatasetInfo]:
-    """Returns the folder of the records and the description of the dataset.
-
-    Without flags it is the dataset that the model was `trained_on`, if known;
-    `fallback` names the dataset where neither flags nor records do.
-    """
-    dataset, dataset_dir = values.dataset, values.dataset_dir
-    if dataset is None and dataset_dir is None and trained_on:
-        dataset, dataset_dir = trained_on.dataset, trained_on.dataset_dir
-    flags.require_dataset_dir(dataset, dataset_dir)
-    preset = flags.read_preset(values)
-    fallback = fallback or flags.default_dataset(preset)
-    return dataset_dir or "", sources.resolve_info(dataset, dataset_dir or "", fallback)
 
 
 def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig:
@@ -70,15 +47,10 @@ def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalC
 
 
 def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
-    require_no_model_flags(values, path, (*flags.INFERENCE, *_CHECKPOINT_FLAGS))
-    artefact = load_artefact(path)
-    known = artefact.info and artefact.info.name
-    folder, info = _find_dataset(values, None, known)
-    if artefact.num_classes is None:
-        artefact.num_classes = info.num_classes
-    channels = artefact.channels or info.channels
-    require_classes(info, artefact.num_classes, channels, path)
+    others = (*flags.INFERENCE, *_CHECKPOINT_FLAGS)
+    artefact, (folder, info) = load_exported_model(values, path, others)
     if values.calibration:
+        channels = artefact.channels or info.channels
         artefact.probabilities(np.zeros((1, 33, 33, channels), np.uint8))
     config = _read_eval_config(values, info)
     data = flags.read_options(
@@ -98,17 +70,10 @@ def _evaluate_checkpoint(
     strategy: tf.distribute.Strategy,
     prints_preset: bool = True,
 ) -> None:
-    # The checkpoint is in memory, because a training run may have deleted its files.
-    # A `.keras` file describes its model itself.
-    folder = os.path.dirname(checkpoint.prefix)
-    experiment = None if checkpoint.config else read_experiment(folder)
-    trained_on = experiment and experiment.data
-    fallback = trained_on and trained_on.dataset
-    folder, info = _find_dataset(values, trained_on, fallback)
+    (folder, info), experiment = find_records(values, checkpoint)
     config, preset = _read_eval_config(values, info), flags.read_preset(values)
     with strategy.scope():
-        model = restore_model(values, checkpoint, info.num_classes)
-    require_channels(model, info.channels, f"the records of {info.name}")
+        model = load_model(values, checkpoint, info)
     data = flags.data_config(
         values,
         model.model_config,
@@ -206,18 +171,6 @@ def _check_corruptions(values: absl_flags.FlagValues) -> None:
             corruptions.corrupt_dataset((), name, severity)
 
 
-def _follow(
-    values: absl_flags.FlagValues,
-    folder: str,
-    seconds: float,
-    strategy: tf.distribute.Strategy,
-) -> None:
-    checkpoints = follow_checkpoints(folder, seconds)
-    limit = values.max_number_of_evaluations or None
-    for i, checkpoint in enumerate(itertools.islice(checkpoints, limit)):
-        _evaluate_checkpoint(values, checkpoint, strategy, prints_preset=i == 0)
-
-
 def main(values: absl_flags.FlagValues) -> None:
     """Evaluates once, or every new checkpoint of a training run."""
     flags.check_flags(values, "eval")
@@ -225,14 +178,11 @@ def main(values: absl_flags.FlagValues) -> None:
     if values.eval_logdir:
         names = list_result_files(values.report)
         outputs.claim(values.eval_logdir, names, values.overwrite)
-    path, seconds = values.checkpoint_dir, values.eval_interval_secs
+    path = values.checkpoint_dir
     if is_artefact(path):
         _evaluate_artefact(values, path)
         return
     strategy = make_local_strategy(values.num_clones, values.clone_on_cpu)
-    if seconds is None and values.max_number_of_evaluations > 1:
-        seconds = _OFFICIAL_INTERVAL
-    if seconds is None or values.max_number_of_evaluations == 1:
-        _evaluate_checkpoint(values, tf1.read_checkpoint(path), strategy)
-    else:
-        _follow(values, path, seconds, strategy)
+    checkpoints = list_checkpoints(values, values.max_number_of_evaluations)
+    for i, checkpoint in enumerate(checkpoints):
+        _evaluate_checkpoint(values, checkpoint, strategy, prints_preset=i == 0)

@@ -22,6 +22,7 @@ from deeplab_tf.files import outputs
 from deeplab_tf.images.georeference import has_rasterio, is_geotiff
 from deeplab_tf.images.inputs import find_images
 from deeplab_tf.images.videos import Video, read_video
+from deeplab_tf.inference import Predictor
 from deeplab_tf.labelling import writers
 from deeplab_tf.labelling.batches import Images, label_images
 from deeplab_tf.labelling.files import SKIPPED, ImageReader
@@ -34,6 +35,7 @@ from deeplab_tf.programs.checkpoint import (
     restore_model,
 )
 from deeplab_tf.serving.formats import is_artefact, load_artefact
+from deeplab_tf.serving.signatures import ResizingPredictor
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.windows import translate_limit_errors
 
@@ -41,12 +43,12 @@ from deeplab_tf.windows import translate_limit_errors
 _MAX_CLASSES = 255
 
 # uint8 images [b, h, w, 3] -> int32 labels [b, h, w]
-_Labeler = Callable[[np.ndarray], np.ndarray]
+Labeler = Callable[[np.ndarray], np.ndarray]
 
 
 def _load_labeler(
     values: absl_flags.FlagValues, needs_rgb: bool = False
-) -> tuple[_Labeler, DatasetInfo]:
+) -> tuple[Labeler, DatasetInfo]:
     """Returns a labeler for images as they are read, and the classes."""
     load = _load_artefact if is_artefact(values.model) else _load_checkpoint
     labeler, info = load(values)
@@ -60,7 +62,7 @@ def _load_labeler(
     return lambda images: labeler(scale_to_255(images, info).numpy()), info
 
 
-def _load_artefact(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
+def _load_artefact(values: absl_flags.FlagValues) -> tuple[Labeler, DatasetInfo]:
     require_no_model_flags(values, values.model, flags.INFERENCE)
     artefact = load_artefact(values.model)
     info = _resolve_artefact_classes(artefact, values.dataset)
@@ -76,7 +78,7 @@ def _resolve_artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
     return resolve_class_info(dataset, artefact.info, artefact.num_classes)
 
 
-def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
+def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[Labeler, DatasetInfo]:
     preset = flags.read_preset(values)
     base = preset.evaluation if preset else EvalConfig()
     config = flags.read_options(values, EvalConfig, base)
@@ -88,13 +90,16 @@ def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetIn
     stored = experiment.info if experiment else None
     info = resolve_class_info(values.dataset, stored, model.model_config.num_classes)
     info = dataclasses.replace(info, channels=model.model_config.channels)
-    return _compile_labeler(model, config, info), info
+    return compile_labeler(make_predictor(model, config), info), info
 
 
-def _compile_labeler(model, config: EvalConfig, info: DatasetInfo) -> _Labeler:
+def compile_labeler(
+    predictor: Predictor | ResizingPredictor, info: DatasetInfo
+) -> Labeler:
+    """Returns a labeler of images that are uint8 or, with `max_value`, 0..255."""
     dtype = tf.uint8 if info.max_value == 255 else tf.float32
     compiled = tf.function(
-        make_predictor(model, config).labels,
+        predictor.labels,
         input_signature=[tf.TensorSpec([None, None, None, info.channels], dtype)],
         autograph=False,
     )
@@ -196,15 +201,21 @@ def _frames_dir(values: absl_flags.FlagValues, video: Video) -> str:
     return os.path.join(values.output_dir, f"{video.name}_labels")
 
 
+def claim_existing(
+    folder: str, pattern: str, overwrite: bool, inputs: Iterable[str] = ()
+) -> None:
+    """Claims the files whose name matches a pattern, if their number is unknown."""
+    existing = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    names = [name for name in existing if re.fullmatch(pattern, name)]
+    outputs.claim(folder, names, overwrite, inputs)
+
+
 def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
     names = [writers.make_overlay_name(video)]
     outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:
         folder = _frames_dir(values, video)
-        # The number of frames is unknown: claim any frame that exists.
-        existing = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-        names = [name for name in existing if re.fullmatch(r"\d{6,}\.png", name)]
-        outputs.claim(folder, names, values.overwrite)
+        claim_existing(folder, r"\d{6,}\.png", values.overwrite)
 
 
 def _number_frames(

@@ -4,7 +4,7 @@ r"""Lists the presets, or those that match the given words.
     python -m deeplab_tf.presets camvid
     python -m deeplab_tf.presets xception_65 cityscapes
 
---preset=NAME of train.py, eval.py or export.py uses one.
+--preset=NAME of train.py, eval.py, vis.py or export.py uses one.
 """
 
 import deeplab_tf.presets

@@ -248,6 +248,7 @@ def test_evaluation_writes_metrics_json(pipeline, tiny_records):
         "atrous_rates": [6, 12],
         "eval_scales": [1.0],
         "add_flipped_images": False,
+        "prediction_with_upsampled_logits": True,
         "eval_crop_size": [65, 65],
         "eval_batch_size": 1,
         "min_resize_value": None,
@@ -292,6 +293,7 @@ def test_predictions_match_the_evaluation(pipeline, tiny_voc):
 REQUIRED = {
     "train": ("--train_logdir=l", "--dataset_dir=d"),
     "eval": ("--checkpoint_dir=c", "--eval_logdir=l", "--dataset_dir=d"),
+    "vis": ("--checkpoint_dir=c", "--vis_logdir=l", "--dataset_dir=d"),
     "export": ("--checkpoint_path=c", "--export_path=e"),
     "predict": ("--model=m", "--images=i", "--output_dir=o"),
 }
@@ -684,6 +686,10 @@ def test_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_path)
     paths = {
         "train": (f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/l"),
         "eval": (f"--dataset_dir={tiny_records}", f"--checkpoint_dir={logs}"),
+        "vis": (
+            *(f"--dataset_dir={tiny_records}", f"--checkpoint_dir={logs}"),
+            f"--vis_logdir={tmp_path}/v",
+        ),
         "export": (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/e"),
         "predict": (f"--model={logs}", images, f"--output_dir={tmp_path}/o"),
     }
