@@ -20,6 +20,7 @@ from deeplab_tf import strict_json
 from deeplab_tf.checkpoints.graphs import tflite
 from deeplab_tf.checkpoints.graphs.backbone import find_backbone
 from deeplab_tf.checkpoints.graphs.convolutions import (
+    ALIGN_CORNERS,
     Convolution,
     trace_convolutions,
 )
@@ -201,7 +202,7 @@ def _read_frozen(path: str) -> ExportedGraph:
     stored = None
     if MODEL_CONSTANT in graph.constants:
         stored = _parse_config(graph.constants[MODEL_CONSTANT].item(), path)
-    remarks = _describe_resizes(graph.resizes_aligned)
+    remarks = _describe_resizes(graph.resizings)
     return ExportedGraph(path, convolutions, named, stored, remarks)
 
 
@@ -210,12 +211,13 @@ def _parse_config(content: str | bytes, path: str) -> ModelConfig:
     return strict_json.from_json(ModelConfig, content, where, required)
 
 
-def _describe_resizes(are_aligned: bool) -> tuple[str, ...]:
-    if are_aligned:
+def _describe_resizes(resizings: Collection[str]) -> tuple[str, ...]:
+    others = sorted(set(resizings) - {ALIGN_CORNERS})
+    if not others:
         return ()
     return (
-        "its resizes do not align corners, as those of this package do, so labels near "
-        "boundaries differ",
+        f"its resizes do not align corners, as those of the model do, but are "
+        f"{' and '.join(others)}, so labels near boundaries differ",
     )
 
 
@@ -229,7 +231,7 @@ def _read_tflite(path: str) -> ExportedGraph:
         raise _make_read_error(path, "a TFLite file", error) from error
     notes = read_notes(content, {MODEL_NOTE}, path)
     stored = _parse_config(notes[MODEL_NOTE], path) if notes else None
-    remarks = _describe_resizes(graph.resizes_aligned)
+    remarks = _describe_resizes(graph.resizings)
     if graph.is_quantized:
         remarks = ("its 8-bit weights are dequantised", *remarks)
     return ExportedGraph(path, convolutions, {}, stored, remarks)

@@ -1,19 +1,25 @@
 """Config and weights of exported models, from their graphs."""
 
 import dataclasses
+import http.server
+import pathlib
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from golden_case import zero_kernels
+from loopback import QuietHandler, serve
 from PIL import Image
 from shallow_network import shallow_mobilenet_v2
+from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
 import deeplab_tf
+from deeplab_tf.checkpoints import pretrained
 from deeplab_tf.checkpoints.exported_graph import read_exported_graph
 from deeplab_tf.checkpoints.graphs.backbone import find_backbone
 from deeplab_tf.checkpoints.graphs.convolutions import trace_convolutions
@@ -24,8 +30,15 @@ from deeplab_tf.checkpoints.graphs.matching import extract_weights
 from deeplab_tf.checkpoints.restore import tf1_variables
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.checkpoints.zoo import ZOO
-from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.config import (
+    ContextConfig,
+    DataConfig,
+    DecoderConfig,
+    EvalConfig,
+    ModelConfig,
+)
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.frozen_graph import export_frozen_graph
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS
@@ -77,6 +90,61 @@ def test_tflite_file_initializes_training(tflite_model, asset, capsys):
     assert "depth_multiplier 0.5) with output_stride 8" in capsys.readouterr().out
 
 
+def quantize_per_tensor(content):
+    """Returns a TFLite file whose kernels and biases are those of an old 8-bit file.
+
+    Official quantisation-aware exports have unsigned kernels with a single scale and
+    zero point. Its features stay float, which no interpreter runs. The last resize has
+    half-pixel centres.
+    """
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    kinds = [code.deprecatedBuiltinCode for code in model.operatorCodes]
+    convolutions = (
+        schema.BuiltinOperator.CONV_2D,
+        schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+    )
+    for operator in graph.operators:
+        if kinds[operator.opcodeIndex] in convolutions:
+            kernel, bias = (graph.tensors[i] for i in operator.inputs[1:3])
+            store_integers(model, kernel, schema.TensorType.UINT8, np.uint8)
+            store_integers(model, bias, schema.TensorType.INT32, np.int32)
+    graph.operators[-1].builtinOptions.alignCorners = False
+    graph.operators[-1].builtinOptions.halfPixelCenters = True
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def store_integers(model, tensor, code, dtype):
+    """Rounds the values of a tensor to integers with one scale and zero point."""
+    values = model.buffers[tensor.buffer].data.view(np.float32)
+    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+    scale = (high - low) / 255 if dtype == np.uint8 else 1e-4
+    zero = np.rint(-low / scale) if dtype == np.uint8 else 0
+    integers = np.rint(values / scale + zero).astype(dtype)
+    model.buffers[tensor.buffer].data = integers.view(np.uint8)
+    tensor.type, tensor.quantization = code, schema.QuantizationParametersT()
+    tensor.quantization.scale = np.float32([scale])
+    tensor.quantization.zeroPoint = np.int64([zero])
+
+
+def test_8_bit_kernels_are_dequantized(tflite_model, asset, tmp_path, capsys):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(quantize_per_tensor(asset(TFLITE_FILE).read_bytes()))
+    graph = read_exported_graph(str(path))
+    arrays, expected = graph.arrays, tf1_variables(tflite_model)
+    assert graph.config == tflite_model.model_config
+    assert set(arrays) == set(expected)
+    for name, array in arrays.items():
+        spread = np.ptp([0, *expected[name].flat])
+        step = spread / 255 if name.endswith("weights") else 1e-4
+        np.testing.assert_allclose(array, expected[name], atol=0.51 * step + 1e-6)
+    out = capsys.readouterr().out
+    assert "its 8-bit weights are dequantised" in out
+    assert "but are half_pixel, so labels" in out
+
+
 def assert_loads_equal(path, model):
     """Asserts that a file, whose name is not needed, gives the model's logits."""
     with shallow_mobilenet_v2():
@@ -92,6 +160,15 @@ def test_our_frozen_graph_loads_with_its_config(tiny_model, tmp_path):
     path = tmp_path / "model.pb"
     export_frozen_graph(tiny_model, str(path))
     assert_loads_equal(path, tiny_model)
+
+    class Handler(QuietHandler, http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+    with serve(Handler) as server:
+        cache = str(tmp_path / "cache")
+        found = pretrained.find_weights(f"{server.url}/model.pb", cache)
+    assert pathlib.Path(found).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow
@@ -133,6 +210,7 @@ def assert_config_is_found(config):
     assert ({n: a.shape for n, a in arrays.items()}, unused) == (expected, [])
 
 
+@pytest.mark.slow
 def test_config_of_a_gated_head_is_found():
     window = {"image_pooling_crop_size": "33,49", "image_pooling_stride": "1,2"}
     flags = {"model_variant": "mobilenet_v3_small_seg", "num_classes": 5} | window
@@ -275,3 +353,26 @@ def test_random_damage_gives_weights_or_one_line(asset, tmp_path):
             assert read_exported_graph(str(path)).arrays
         except UserError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.slow
+def test_int8_file_of_a_real_model_keeps_its_score(
+    voc_checkpoint, voc_records, tmp_path
+):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    pytest.importorskip("litert_quantizer")
+    data = DataConfig(dataset_dir=voc_records)
+    photos = deeplab_tf.load_dataset(data, "train", training=False).take(40)
+    model = deeplab_tf.from_pretrained(voc_checkpoint)
+    path = str(tmp_path / "model.tflite")
+    deeplab_tf.export_tflite(model, path, (513, 513), "int8", calibration=photos)
+    artefact = deeplab_tf.load_artefact(path)
+    artefact.num_classes = 21
+    config = EvalConfig(eval_crop_size=(513, 513))
+    val = deeplab_tf.load_dataset(data, "val", training=False)
+    scores = [
+        Evaluator(x, config).evaluate(val)["miou"]
+        for x in (artefact, deeplab_tf.from_pretrained(path))
+    ]
+    assert scores[0] > 0.75
+    assert abs(scores[1] - scores[0]) < 0.003

@@ -24,6 +24,16 @@ RELU, RELU6, SIGMOID = "relu", "relu6", "sigmoid"
 HARD_SIGMOID = "hard sigmoid"
 _HARD_SIGMOID_OFFSET, _HARD_SIGMOID_SCALE = 3.0, 1 / 6
 
+# Coordinates of bilinear resizing; "legacy" is neither.
+ALIGN_CORNERS, HALF_PIXEL, LEGACY = "align_corners", "half_pixel", "legacy"
+
+
+def name_resizing(aligns_corners: bool, has_half_pixels: bool) -> str:
+    """Returns the name of a resize operation's coordinates."""
+    if aligns_corners:
+        return ALIGN_CORNERS
+    return HALF_PIXEL if has_half_pixels else LEGACY
+
 
 class Operation(NamedTuple):
     """An operation of a graph.

@@ -23,6 +23,7 @@ from deeplab_tf.checkpoints.graphs.convolutions import (
     SIGMOID,
     SUBSAMPLE,
     Operation,
+    name_resizing,
 )
 
 # More elements than any kernel has; a few bytes can claim any number.
@@ -54,13 +55,13 @@ class FrozenGraph:
     Attributes:
         constants: Values of constant nodes by name.
         operations: In topological order.
-        resizes_aligned: Whether corners are aligned in all resizes.
+        resizings: Coordinates of all resizes.
     """
 
     def __init__(self, graph: tf.compat.v1.GraphDef):
         self.constants: dict[str, np.ndarray] = {}
         self._origins: dict[str, str] = {}
-        self.resizes_aligned = True
+        self.resizings: set[str] = set()
         self.operations: list[Operation] = []
         for node in _sort_nodes(graph):
             self._add(node, [_node_name(x) for x in node.input if x[0] != "^"])
@@ -112,7 +113,8 @@ class FrozenGraph:
         )
 
     def _read_resize(self, base: Operation, node, inputs: list[str]) -> Operation:
-        self.resizes_aligned &= node.attr["align_corners"].b
+        flags = (node.attr[name].b for name in ("align_corners", "half_pixel_centers"))
+        self.resizings.add(name_resizing(*flags))
         size = self.constants.get(inputs[1])
         size = None if size is None else tuple(map(int, size))
         return base._replace(kind=RESIZE, inputs=base.inputs[:1], size=size)

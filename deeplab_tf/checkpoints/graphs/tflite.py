@@ -26,6 +26,7 @@ from deeplab_tf.checkpoints.graphs.convolutions import (
     SIGMOID,
     SUBSAMPLE,
     Operation,
+    name_resizing,
 )
 
 _IDENTIFIER = b"TFL3"  # bytes 4 to 8
@@ -69,7 +70,7 @@ class TFLiteGraph:
     Attributes:
         operations: In topological order.
         is_quantized: Whether any kernel has 8 bits.
-        resizes_aligned: Whether corners are aligned in all resizes.
+        resizings: Coordinates of all resizes of more than one cell.
         image_size: Height and width of the input.
 
     Raises:
@@ -86,7 +87,7 @@ class TFLiteGraph:
             self._read_code(i) for i in range(self._model.OperatorCodesLength())
         ]
         self.operations: list[Operation] = []
-        self.is_quantized, self.resizes_aligned = False, True
+        self.is_quantized, self.resizings = False, set[str]()
         image = self._graph.Inputs(0)
         self.image_size = tuple(self._shape(image)[1:3])
         for i in range(self._graph.OperatorsLength()):
@@ -189,9 +190,9 @@ class TFLiteGraph:
         )
 
     def _read_resize(self, base: Operation, options: Any, constants: list) -> Operation:
-        # A single cell is only repeated.
-        is_cell = math.prod(self._shape(base.inputs[0])[1:3]) == 1
-        self.resizes_aligned &= is_cell or options.AlignCorners()
+        if math.prod(self._shape(base.inputs[0])[1:3]) > 1:
+            flags = (options.AlignCorners(), options.HalfPixelCenters())
+            self.resizings.add(name_resizing(*flags))
         size = tuple(self._shape(base.outputs[0])[1:3])
         return base._replace(kind=RESIZE, inputs=base.inputs[:1], size=size)
 
