@@ -41,7 +41,7 @@ keras.utils.set_random_seed(0)
 model = deeplab_tf.from_pretrained("mobilenetv2_coco_voc_trainaug", num_classes=2)
 model.freeze_batch_norm()
 model.compile(
-    keras.optimizers.AdamW(deeplab_tf.PolySchedule(0.001, steps=steps)),
+    keras.optimizers.AdamW(deeplab_tf.PolySchedule(0.0001, steps=steps)),
     deeplab_tf.SegmentationLoss(),
     metrics=[deeplab_tf.MeanIoU(num_classes=2)],
 )

@@ -86,12 +86,23 @@ def test_own_photos(run, tiny_checkpoint, tmp_path):
         assert overlay.size == (96, 72)
 
 
+def copy_photos(voc_root, folder, count):
+    """Copies real photos, and makes black-and-white masks of the objects in them."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for path in sorted((voc_root / "SegmentationClass").glob("*.png"))[:count]:
+        shutil.copy(voc_root / f"JPEGImages/{path.stem}.jpg", folder / "images")
+        with Image.open(path) as label:
+            mask = np.uint8(np.array(label) > 0) * 255
+        Image.fromarray(mask).save(folder / "masks" / path.name)
+
+
 @pytest.mark.slow
-def test_own_photos_learns_the_object(run, voc_checkpoint, tmp_path):
+def test_own_photos_learns_real_objects(run, voc_root, voc_checkpoint, tmp_path):
     (tmp_path / NAME).symlink_to(voc_checkpoint.rpartition("/")[0])
-    write_photos(tmp_path / "my_data", 8)
-    smaller = [(SETTINGS, SETTINGS.replace("257", "97"))]
-    assert read_iou(run("own_photos.py", "my_data", replacements=smaller)) > 0.8
+    copy_photos(voc_root, tmp_path / "my_data", 40)
+    smaller = [(SETTINGS, "steps, epochs, size = 100, 5, 129")]
+    assert read_iou(run("own_photos.py", "my_data", replacements=smaller)) > 0.5
 
 
 def read_miou(printed):
