@@ -148,7 +148,7 @@ def test_invalid_flags_are_refused_before_writing(color_export, clip, tmp_path):
     for message, *arguments in (
         ("give --images or --video; received both", video, images, out),
         ("give --images or --video; received neither", out),
-        ("camera 97 not found", "--video=97", out),
+        ("camera 97 was not found", "--video=97", out),
         ("broken.mp4 is not a video or is broken", f"--video={broken}", out),
         ("x.mp4 does not exist", f"--video={tmp_path}/x.mp4", out),
         ("--output_dir is required", video),
