@@ -342,7 +342,7 @@ def test_broken_annotations_are_refused_before_writing(files, tmp_path, kind):
 def test_malformed_json_is_refused(files, tmp_path, text):
     files.path.write_text(text, errors="surrogateescape")
     with pytest.raises(
-        UserError, match=r"instances_train2017.json( is empty|: line 1| is not an inst)"
+        UserError, match=r"instances_train2017.json( is empty|: line 1| is not a COCO)"
     ):
         coco_voc.convert(
             str(files.path), str(files.image_dir), f"{tmp_path}/o", "train"
