@@ -279,5 +279,5 @@ def test_notebook_runs(tmp_path, monkeypatch):
     )
     miou = float(re.search(r"^mIoU +([\d.]+)$", printed, re.M)[1])
     print(f"{(time.monotonic() - start) / 60:.1f} minutes, mIoU {miou}")
-    assert miou > 0.35  # 0.08 if all is background
+    assert miou > 0.45  # about 0.53; 0.08 if all is background
     assert (tmp_path / "quickstart/exported/saved_model.pb").exists()
