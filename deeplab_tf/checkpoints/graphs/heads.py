@@ -111,9 +111,7 @@ class _Head:
 
     def _find_pointwise(self, depthwise: int) -> int | None:
         """Returns the second convolution of a separable one."""
-        return next(
-            (i for i in self._others if self._given[i].sources == (depthwise,)), None
-        )
+        return next(iter(self._find_sole_followers(depthwise)), None)
 
     def _sort_rates(self, merged: Sequence[int], wide: dict) -> tuple[int, ...]:
         """Returns the rates of branches in the order of their concatenation.
@@ -186,11 +184,15 @@ class _Head:
 
     def _find_chain(self, first: int) -> list[int]:
         """Returns the convolutions of a level of the decoder, without the logits."""
-        chain, x = [], first
-        while True:
-            chain.append(x)
-            followers = [i for i in self._others if self._given[i].sources == (x,)]
-            is_end = not followers or not self._given[followers[0]].activation
-            if is_end:
-                return chain
-            x = followers[0]
+        chain, followers = [first], self._find_sole_followers(first)
+        while followers:
+            chain.append(followers[0])
+            followers = self._find_sole_followers(followers[0])
+        is_logits = not self._given[chain[-1]].activation
+        # If the decoder outputs the logits, all its convolutions are linear.
+        if is_logits and self._given[first].activation:
+            return chain[:-1]
+        return chain
+
+    def _find_sole_followers(self, index: int) -> list[int]:
+        return [i for i in self._others if self._given[i].sources == (index,)]
