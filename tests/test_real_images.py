@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import real_predictions
 from conftest import ROOT
+from listing import list_outputs
 from PIL import Image
+from program_runs import run
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
@@ -93,6 +95,23 @@ def test_label_maps_match_official_for_four_images(model, voc_root, official_res
     ):
         with Image.open(path) as official:
             same = np.array(official) == labels
+        assert same.mean() > 0.999
+
+
+@pytest.mark.slow
+def test_vis_writes_official_label_maps(
+    voc_checkpoint, voc_records, official_results, tmp_path
+):
+    paths = (f"--checkpoint_dir={voc_checkpoint}", f"--dataset_dir={voc_records}")
+    flags = ("--vis_crop_size=513,513", "--also_save_raw_predictions")
+    run("deeplab_tf.programs.vis", *paths, f"--vis_logdir={tmp_path}", *flags)
+    assert len(list_outputs(tmp_path / "segmentation_results")) == 120
+    raw = tmp_path / "raw_segmentation_results"
+    assert len(list_outputs(raw)) == 60
+    official = official_results / "voc2012_sample_predictions_os16"
+    for path in sorted(official.glob("*.png")):
+        with Image.open(path) as expected, Image.open(raw / path.name) as found:
+            same = np.array(expected) == np.array(found)
         assert same.mean() > 0.999
 
 
