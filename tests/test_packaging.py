@@ -400,6 +400,10 @@ def test_wheel_scripts_run_outside_the_checkout(installed_wheel, tiny_voc, voc_r
         *("deeplab-eval", "--checkpoint_dir=logs", records, "--eval_logdir=eval")
     )
     assert (folder / "eval/report.html").exists()
+    outputs["deeplab-vis"] = run(
+        *("deeplab-vis", "--checkpoint_dir=logs", records, "--vis_logdir=vis")
+    )
+    assert (folder / "vis/segmentation_results/000001_prediction.png").exists()
     outputs["deeplab-export"] = run(
         "deeplab-export", "--checkpoint_path=logs", "--export_path=exported"
     )
