@@ -141,6 +141,8 @@ class Predictor:
         return self.window is not None or self.memory_limit is not None
 
     def _round_up_sides(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        if not self.config.aligns_features:
+            return list(sides)
         return [align_size(side, self.config.output_stride) for side in sides]
 
     def _pad_to(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -164,7 +166,7 @@ class Predictor:
 
     def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
         """Returns the logits of each pass at one scale, resized to the images."""
-        size = _size(images)
+        size, resizing = _size(images), self.config.conventions.resizing
         scaled = images
         if scale != 1.0:
             scaled = resize_to(images, [scale_dimension(side, scale) for side in size])
@@ -177,8 +179,8 @@ class Predictor:
             # The official graph first resizes to the feature grid at scale 1.
             stride = self.config.logits_stride
             grid = [scale_dimension(side, 1.0 / stride) for side in size]
-            logits = [resize_to(x, grid) for x in logits]
-        return [resize_to(x, size) for x in logits]
+            logits = [resize_to(x, grid, resizing) for x in logits]
+        return [resize_to(x, size, resizing) for x in logits]
 
     def _score(self, images: tf.Tensor) -> "_Scores":
         """Returns the scores of padded images."""
@@ -353,7 +355,9 @@ def most_probable(scores: tf.Tensor) -> tf.Tensor:
     return tf.argmax(scores, axis=-1, output_type=tf.int32)
 
 
-def resize_to(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
+def resize_to(
+    x: tf.Tensor, size: Sequence[int | tf.Tensor], resizing: str = "align_corners"
+) -> tf.Tensor:
     """Resizes like `resampling.resize_bilinear`, with TensorFlow's own operation.
 
     `x` is `[batch, height, width, channels]`, of any precision; `size` is height and
@@ -362,7 +366,7 @@ def resize_to(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     known = [side for side in size if isinstance(side, int)]
     if known == x.shape[1:3].as_list():
         return x
-    return tf.cast(resize_bilinear(x, tf.stack(size)), x.dtype)
+    return tf.cast(resize_bilinear(x, tf.stack(size), resizing), x.dtype)
 
 
 def pad_with_mean_pixel(

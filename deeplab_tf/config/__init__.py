@@ -6,6 +6,7 @@ line and `experiment.json` share one definition.
 
 from deeplab_tf.config.backbones import BACKBONES
 from deeplab_tf.config.cell import RELEASED_CELL, CellBranch
+from deeplab_tf.config.conventions import ConventionsConfig
 from deeplab_tf.config.data import DataConfig
 from deeplab_tf.config.evaluation import EvalConfig
 from deeplab_tf.config.experiment import EXPERIMENT_FILE, Experiment
@@ -21,6 +22,7 @@ __all__ = [
     "RELEASED_CELL",
     "CellBranch",
     "ContextConfig",
+    "ConventionsConfig",
     "DataConfig",
     "DecoderConfig",
     "EvalConfig",

@@ -80,6 +80,19 @@ class ContextConfig:
         help="Project the concatenated ASPP branches with a 1x1 convolution.",
         flag="aspp_with_concat_projection",
     )
+    projection_kernel_size: int = option(
+        1,
+        Range(at_least=1, at_most=99),
+        "Kernel size of the projection; MMSegmentation's is 3.",
+        flag="",
+    )
+    convolutions: int = option(
+        0,
+        Range(at_least=0, at_most=100),
+        "Number of 3x3 convolutions after the projection, separable like the branches; "
+        "torchvision has 1.",
+        flag="",
+    )
     dropout: float = option(
         0.1,
         FRACTION,
@@ -96,6 +109,9 @@ class ContextConfig:
         False,
         help="Use a piecewise linear (hard) sigmoid as the gate of LR-ASPP.",
         flag="image_se_uses_qsigmoid",
+    )
+    gate_bias: bool = option(
+        True, help="Use a bias in the gate of LR-ASPP; torchvision has none.", flag=""
     )
     dense_prediction_cell: tuple[CellBranch, ...] = option(
         (),

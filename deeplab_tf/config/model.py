@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from deeplab_tf.arguments import check_arguments, join_choices
 from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, Backbone
 from deeplab_tf.config.checks import check_fields, name_option, require
+from deeplab_tf.config.conventions import ConventionsConfig
 from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import collect_flags, parse_model_flags
 from deeplab_tf.config.options import (
@@ -135,6 +136,9 @@ class ModelConfig:
         ContextConfig(), help="The ASPP or its replacement."
     )
     decoder: DecoderConfig = option(DecoderConfig(), help="The decoder.")
+    conventions: ConventionsConfig = option(
+        ConventionsConfig(), help="Details in which other frameworks differ."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -152,6 +156,7 @@ class ModelConfig:
             offered = self.traits.decoder_strides
             self._replace_in("decoder", output_strides=tuple({4} & set(offered)))
         self._check_heads()
+        self._check_conventions()
         if self.decoder.outputs_logits:
             self._replace_in("decoder", filters=self.num_classes)
 
@@ -243,6 +248,38 @@ class ModelConfig:
             f"{self.output_stride}",
         )
 
+    def _check_conventions(self) -> None:
+        for field in dataclasses.fields(ConventionsConfig):
+            value = getattr(self.conventions, field.name)
+            if value == field.default or field.name in self.traits.conventions:
+                continue
+            supported = [n for n, x in BACKBONES.items() if field.name in x.conventions]
+            require(
+                not supported,
+                f"conventions.{field.name} is not supported by {self.backbone}; leave "
+                f"it at {field.default!r} (received {value!r}), or use one of "
+                f"{', '.join(supported)}",
+            )
+        for name in ("pixel_mean", "pixel_deviation"):
+            values = getattr(self.conventions, name)
+            require(
+                values is None or len(values) == self.channels,
+                f"conventions.{name} needs one value for each of {self.channels} "
+                f"channels; received {values}",
+            )
+
+    @property
+    def aligns_features(self) -> bool:
+        """Whether features and pixels align at sides of `k * output_stride + 1`.
+
+        If so, inference pads images to such sides.
+        """
+        conventions = self.conventions
+        return (
+            conventions.padding == "official"
+            and conventions.resizing == "align_corners"
+        )
+
     @property
     def atrous_rates(self) -> tuple[int, ...]:
         """Resolved atrous rates of the 3x3 branches of the context."""
@@ -261,6 +298,8 @@ class ModelConfig:
     @property
     def mean_pixel(self) -> tuple[float, ...]:
         """Value of each channel, 0..255, that normalises to 0; used as padding."""
+        if self.conventions.pixel_mean is not None:
+            return self.conventions.pixel_mean
         if not self.traits.subtracts_mean:
             return self.channels * (_MEAN_PIXEL,)
         if self.channels < 3:

@@ -4,7 +4,7 @@ Also the lighter decoder of MobileNetV3 (1905.02244, Fig. 10), which adds the fe
 instead of concatenating them and has as many channels as classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from keras import layers
 
@@ -21,20 +21,23 @@ def _refine(x, filters, kernel_size, count, suffix, separable, **style):
     for i in range(count):
         if separable and kernel_size > 1:
             scope = f"{_SCOPE}.decoder_conv{i}{suffix}"
-            x = separable_conv(x, filters, scope, kernel_size=kernel_size, **style)
+            x = separable(x, filters, scope, kernel_size=kernel_size, **style)
         else:
             scope = f"{_SCOPE}.{block}.{block}_{i + 1}"
             x = conv_bn_act(x, filters, kernel_size, scope, **style)
     return x
 
 
-def _project_and_resize(x, low_level, scale, suffix, projection_filters, **style):
+def _project_and_resize(x, low_level, suffix, projection_filters, resizing, **style):
     """Resizes `x` to the low-level features; returns it and their projection."""
+    features, scale = low_level
     scope = f"{_SCOPE}.feature_projection0{suffix}"
-    projected = conv_bn_act(low_level, projection_filters, 1, scope, **style)
+    projected = conv_bn_act(features, projection_filters, 1, scope, **style)
     if scale != 1:
-        projected = ResizeLike(scale, name=f"{scope}.resize")(projected, projected)
-    return ResizeLike(name=f"{_SCOPE}.resize{suffix}")(x, projected), projected
+        resize = ResizeLike(scale, resizing, name=f"{scope}.resize")
+        projected = resize(projected, projected)
+    resize = ResizeLike(resizing=resizing, name=f"{_SCOPE}.resize{suffix}")
+    return resize(x, projected), projected
 
 
 def _suffix(level: int) -> str:
@@ -44,12 +47,12 @@ def _suffix(level: int) -> str:
 def decoder(
     x,
     low_level,
-    scales: Sequence[float],
     filters: int = 256,
     projection_filters: int = 48,
     convolutions: int = 2,
     kernel_size: int = 3,
-    separable: bool = True,
+    separable: Callable | None = separable_conv,
+    resizing: str = "align_corners",
     **style,
 ):
     """Refines context features with low-level features to recover object boundaries.
@@ -60,21 +63,21 @@ def decoder(
 
     Args:
         x: Context features `[batch, height, width, channels]`.
-        low_level: Low-level features, each `[batch, height, width, channels]`, coarse
-            to fine.
-        scales: Factor on the size of each low-level features: 1, or less if the output
-            stride is below the stride of the decoder.
+        low_level: For each level, coarse to fine, low-level features `[batch, height,
+            width, channels]` and a factor on their size: 1, or the output stride over
+            that of the decoder if it is less.
         filters: Channels of the refining convolutions and of the output.
         projection_filters: Channels of the projected low-level features.
         convolutions: Number of refining convolutions at each level.
         kernel_size: Kernel size of the refining convolutions.
-        separable: Whether the refining convolutions are depthwise separable.
+        separable: Separable convolution of the refinement; None makes it dense.
+        resizing: How to resize the context; see `resize_bilinear`.
         **style: `normalize` and `activation` of every convolution.
     """
-    for level, (features, scale) in enumerate(zip(low_level, scales, strict=True)):
+    for level, features in enumerate(low_level):
         suffix = _suffix(level)
         both = _project_and_resize(
-            x, features, scale, suffix, projection_filters, **style
+            x, features, suffix, projection_filters, resizing, **style
         )
         x = layers.Concatenate(name=f"{_SCOPE}.concat{suffix}")(both)
         x = _refine(x, filters, kernel_size, convolutions, suffix, separable, **style)
@@ -84,22 +87,24 @@ def decoder(
 def sum_decoder(
     x,
     low_level,
-    scales: Sequence[float],
     filters: int = 256,
     kernel_size: int = 3,
-    separable: bool = True,
+    separable: Callable | None = separable_conv,
+    resizing: str = "align_corners",
     **style,
 ):
     """Adds the convolved, upsampled context to projected low-level features.
 
     Both have `filters` channels; see `decoder` for the arguments.
     """
-    for level, (features, scale) in enumerate(zip(low_level, scales, strict=True)):
+    for level, features in enumerate(low_level):
         suffix = _suffix(level)
-        x, projected = _project_and_resize(x, features, scale, suffix, filters, **style)
+        x, projected = _project_and_resize(
+            x, features, suffix, filters, resizing, **style
+        )
         if separable:
             scope = f"{_SCOPE}.decoder_split_sep_conv0{suffix}"
-            x = separable_conv(x, filters, scope, kernel_size=kernel_size, **style)
+            x = separable(x, filters, scope, kernel_size=kernel_size, **style)
         else:
             scope = f"{_SCOPE}.decoder_conv0{suffix}"
             x = conv_bn_act(x, filters, kernel_size, scope, **style)

@@ -12,15 +12,17 @@ _SCOPE = "meta_architecture"
 _FILTERS = 256
 
 
-def _pyramid_pooling(x, branch: CellBranch, window: dict, scope: str, **style):
+def _pyramid_pooling(x, branch: CellBranch, window, resizing, scope: str, **style):
     mean = WindowMean(grid_size=branch.grid_size, name=f"{scope}.mean", **window)
     pooled = conv_bn_act(mean(x), _FILTERS, 1, scope, **style)
-    return ResizeLike(name=f"{scope}.resize")(pooled, x)
+    return ResizeLike(resizing=resizing, name=f"{scope}.resize")(pooled, x)
 
 
-def _branch(x, branch: CellBranch, multiplier: int, window: dict, scope: str, **style):
+def _branch(
+    x, branch: CellBranch, multiplier: int, window, resizing, scope: str, **style
+):
     if branch.op == "pyramid_pooling":
-        return _pyramid_pooling(x, branch, window, scope, **style)
+        return _pyramid_pooling(x, branch, window, resizing, scope, **style)
     if branch.kernel == (1, 1):
         return conv_bn_act(x, _FILTERS, 1, scope, **style)
     rate = tuple(r * multiplier for r in branch.rate)
@@ -35,6 +37,7 @@ def dense_prediction_cell(
     output_stride: int = 16,
     window: dict | None = None,
     dropout: float = 0.1,
+    resizing: str = "align_corners",
     **style,
 ):
     """Returns the branches of a cell, concatenated and projected to 256 channels.
@@ -45,15 +48,15 @@ def dense_prediction_cell(
         output_stride: Output stride of `x`, 8 or 16.
         window: Arguments of the `WindowMean` of pooling branches.
         dropout: Dropout rate before the projection.
+        resizing: How to resize pooled features; see `resize_bilinear`.
         **style: `normalize` and `activation` of every convolution.
     """
     outputs = []
     for i, branch in enumerate(branches):
         source = x if branch.input < 0 else outputs[branch.input]
         scope = f"{_SCOPE}.branch{i}"
-        outputs.append(
-            _branch(source, branch, 16 // output_stride, window or {}, scope, **style)
-        )
+        options = (16 // output_stride, window or {}, resizing, scope)
+        outputs.append(_branch(source, branch, *options, **style))
     if len(outputs) > 1:
         outputs = [layers.Concatenate(name=f"{_SCOPE}.concat")(outputs)]
     name = f"{_SCOPE}.concat_projection"

@@ -158,8 +158,8 @@ def conv_bn_act(
     `normalize` is a function `(x, scope) -> x` such as that of `make_batch_norm`; None
     adds a bias instead. An `activation` of None is linear.
     """
-    use_bias = normalize is None
-    x = conv(x, filters, kernel_size, scope, use_bias=use_bias, **conv_options)
+    options = {"use_bias": normalize is None, **conv_options}
+    x = conv(x, filters, kernel_size, scope, **options)
     if normalize is not None:
         x = normalize(x, scope)
     return activate(x, activation, scope)
@@ -180,25 +180,38 @@ def depthwise_bn_act(
 
 
 def separable_conv(
-    x, filters: int, scope: str, *, kernel_size: int = 3, rate: int = 1, **style
+    x,
+    filters: int,
+    scope: str,
+    *,
+    kernel_size: int = 3,
+    rate: int = 1,
+    depthwise_normalization: bool = True,
+    **style,
 ):
     """Applies an atrous separable convolution in a head (DeepLabv3+, Sec. 3.1).
 
     The layers are `<scope>_depthwise` and `<scope>_pointwise`; normalisation and
-    activation follow both.
+    activation follow both, or only the latter.
     """
     depthwise = {"rate": rate, "initializer": truncated_normal(0.33)}
-    x = depthwise_bn_act(x, kernel_size, f"{scope}_depthwise", **depthwise, **style)
+    if depthwise_normalization:
+        x = depthwise_bn_act(x, kernel_size, f"{scope}_depthwise", **depthwise, **style)
+    else:
+        x = depthwise_conv(x, kernel_size, f"{scope}_depthwise", **depthwise)
     pointwise = truncated_normal(0.06)
     return conv_bn_act(
         x, filters, 1, f"{scope}_pointwise", initializer=pointwise, **style
     )
 
 
-def head_style(momentum: float | None = None, bounded: bool = False) -> dict:
+def head_style(
+    momentum: float | None = None, epsilon: float | None = None, bounded: bool = False
+) -> dict:
     """Returns the `normalize` and `activation` of all layers after the backbone.
 
-    A `momentum` of None means 0.9997; `bounded` selects ReLU6.
+    A `momentum` of None means 0.9997, and an `epsilon` of None 1e-5; `bounded` selects
+    ReLU6.
     """
-    normalize = make_batch_norm(momentum, 0.9997, epsilon=1e-5)
+    normalize = make_batch_norm(momentum, epsilon, official=(0.9997, 1e-5))
     return {"normalize": normalize, "activation": "relu6" if bounded else "relu"}

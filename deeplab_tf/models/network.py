@@ -1,5 +1,6 @@
 """The DeepLabv3 and DeepLabv3+ networks (1706.05587; 1802.02611, Fig. 2)."""
 
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -8,11 +9,11 @@ from keras import layers, tree
 from deeplab_tf import strict_json
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.models import layers as deeplab_layers
-from deeplab_tf.models.aspp import aspp
+from deeplab_tf.models.aspp import aspp, refine_context
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.decoder import decoder, sum_decoder
 from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
-from deeplab_tf.models.layers import head_style
+from deeplab_tf.models.layers import head_style, separable_conv
 from deeplab_tf.models.lr_aspp import lr_aspp
 from deeplab_tf.models.normalization import PixelScaling
 from deeplab_tf.models.parts import Part, call_part
@@ -22,7 +23,7 @@ from deeplab_tf.models.variables import leaf_layers
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NormalizeImage(PixelScaling):
-    """Scales pixels for the backbone: to [-1, 1], or minus the mean pixel.
+    """Scales pixels for the backbone: to [-1, 1], or by the mean (and deviation).
 
     Stores the configuration of the network, because `clone_model` copies only layers to
     the new model.
@@ -30,16 +31,24 @@ class NormalizeImage(PixelScaling):
 
     def __init__(self, model_config: dict, **kwargs):
         self.model_config = strict_json.build(ModelConfig, model_config, "model_config")
-        scaling: tuple = (2.0 / 255.0, -1.0)
-        if self.model_config.traits.subtracts_mean:
-            offset = tuple(-mean for mean in self.model_config.mean_pixel)
-            scaling = (1.0, offset)
-        super().__init__(*scaling, **kwargs)
+        super().__init__(*_pixel_scaling(self.model_config), **kwargs)
 
     def get_config(self):
         """Returns the constructor arguments."""
         config = layers.Layer.get_config(self)
         return {**config, "model_config": strict_json.to_values(self.model_config)}
+
+
+def _pixel_scaling(config: ModelConfig) -> tuple:
+    """Returns the factor on pixels and the offset after it, numbers or per channel."""
+    conventions = config.conventions
+    if conventions.pixel_mean is None and not config.traits.subtracts_mean:
+        return 2.0 / 255.0, -1.0
+    if conventions.pixel_deviation is None:
+        return 1.0, tuple(-mean for mean in config.mean_pixel)
+    pairs = zip(config.mean_pixel, conventions.pixel_deviation, strict=True)
+    factors = tuple(1.0 / deviation for deviation in conventions.pixel_deviation)
+    return factors, tuple(-mean / deviation for mean, deviation in pairs)
 
 
 def find_model_config(model: keras.Model) -> ModelConfig:
@@ -49,14 +58,37 @@ def find_model_config(model: keras.Model) -> ModelConfig:
 
 
 def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
-    options = {name: getattr(config, name) for name in config.traits.options}
+    traits, conventions = config.traits, config.conventions
+    options = {name: getattr(config, name) for name in traits.options}
+    network = traits.network._replace(
+        **{name: getattr(conventions, name) for name in traits.conventions}
+    )
     features = BACKBONES[config.backbone](
         image,
         config.output_stride,
+        network=network,
         batch_norm_momentum=config.batch_norm_momentum,
+        batch_norm_epsilon=conventions.batch_norm_epsilon,
         **options,
     )
     return [features[key] for key in ("high_level", *config.decoder_output_strides)]
+
+
+def _head_options(config: ModelConfig, separable: bool) -> dict:
+    """Returns the options of an ASPP or a decoder that depend on the conventions."""
+    conventions = config.conventions
+    convolution = functools.partial(
+        separable_conv, depthwise_normalization=conventions.depthwise_normalization
+    )
+    return {
+        "separable": convolution if separable else None,
+        "resizing": conventions.resizing,
+        **head_style(
+            config.batch_norm_momentum,
+            conventions.batch_norm_epsilon,
+            config.bounded_activation,
+        ),
+    }
 
 
 def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
@@ -74,47 +106,51 @@ def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
             config.output_stride,
             window,
             context.dropout,
-            **head_style(config.batch_norm_momentum),
+            config.conventions.resizing,
+            **head_style(
+                config.batch_norm_momentum, config.conventions.batch_norm_epsilon
+            ),
         )
     rates = config.atrous_rates
     window["strides"] = context.image_pooling_stride
     options: dict = {
         "dropout": context.dropout,
-        "separable": context.separable,
-        "projection": context.projection,
-        **head_style(config.batch_norm_momentum, config.bounded_activation),
+        "projection_kernel_size": (
+            context.projection_kernel_size if context.projection else None
+        ),
+        **_head_options(config, context.separable),
     }
     if context.has_gate:
         gate = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
-        return lr_aspp(x, rates, context.filters, window, gate, **options)
+        options |= {"gate": gate, "gate_bias": context.gate_bias}
+        return lr_aspp(x, rates, context.filters, window, **options)
     options["window"] = window if context.image_level else None
-    return aspp(x, rates, context.filters, **options)
+    x = aspp(x, rates, context.filters, **options)
+    style = {name: options[name] for name in ("separable", "normalize", "activation")}
+    return refine_context(x, context.filters, context.convolutions, **style)
 
 
 def _decoder(
     x: keras.KerasTensor, low_level: Sequence[keras.KerasTensor], config: ModelConfig
 ) -> keras.KerasTensor:
     options = config.decoder
-    style = head_style(config.batch_norm_momentum, config.bounded_activation)
-    kernel_size, separable = options.kernel_size, options.separable
+    style = _head_options(config, options.separable and not options.outputs_logits)
+    kernel_size = options.kernel_size
     strides = config.decoder_output_strides
     scales = [min(1.0, config.output_stride / stride) for stride in strides]
+    levels = list(zip(low_level, scales, strict=True))
     if options.outputs_logits:
-        style, separable = {"normalize": None, "activation": None}, False
+        style |= {"normalize": None, "activation": None}
     if options.sum_merge:
         kernel_size = 1 if options.outputs_logits else kernel_size
-        return sum_decoder(
-            x, low_level, scales, options.filters, kernel_size, separable, **style
-        )
+        return sum_decoder(x, levels, options.filters, kernel_size, **style)
     return decoder(
         x,
-        low_level,
-        scales,
+        levels,
         options.filters,
         options.projection_filters,
         options.convolutions,
         kernel_size,
-        separable,
         **style,
     )
 
@@ -210,7 +246,7 @@ _PYRAMID_NETWORK = "network"
 
 def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
     """Returns logits merged over `image_pyramid`, at the size of the largest scale."""
-    scales = config.image_pyramid
+    scales, resizing = config.image_pyramid, config.conventions.resizing
     shape = (image.shape[0], None, None, config.channels)
     head = keras.Input(batch_shape=shape, dtype="float32")
     network = Part(head, _single_scale_logits(head, config), name=_PYRAMID_NETWORK)
@@ -219,7 +255,7 @@ def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.Kera
     for i, scale in enumerate(scales):
         resize = ResizeLike(scale, dtype="float32", name=f"scale_{i}")
         logits = scale_pooling_windows(network, scale)(resize(image, image))
-        to_grid = ResizeLike(grid, dtype="float32", name=f"grid_{i}")
+        to_grid = ResizeLike(grid, resizing, dtype="float32", name=f"grid_{i}")
         merged.append(to_grid(logits, image))
     merge = layers.Maximum if config.merge_method == "max" else layers.Average
     return merge(dtype="float32", name="logits")(merged)
@@ -234,7 +270,9 @@ def full_size_logits(
         logits = layers.Identity(dtype="float32", name="logits")(logits)
     else:
         logits = _pyramid_logits(image, config)
-    return ResizeLike(dtype="float32", name="resize")(logits, image)
+    resizing = config.conventions.resizing
+    resize = ResizeLike(resizing=resizing, dtype="float32", name="resize")
+    return resize(logits, image)
 
 
 # Names of features for parts that are named otherwise.

@@ -9,19 +9,20 @@ _FUSED_EPSILON = 1.001e-5
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class PixelScaling(layers.Layer):
-    """Scales pixels: `x * scale + offset`, with one offset or one per channel.
+    """Scales pixels: `x * scale + offset`, each one number or one per channel.
 
     If TensorFlow is installed, Keras' `Rescaling` imports it on every backend.
     """
 
-    def __init__(self, scale: float = 1.0, offset=0.0, **kwargs):
+    def __init__(self, scale=1.0, offset=0.0, **kwargs):
         super().__init__(**kwargs)
         self.scale = scale
         self.offset = offset
 
     def call(self, x):
         """Returns the scaled pixels."""
-        return x * self.scale + ops.convert_to_tensor(self.offset, x.dtype)
+        scale = ops.convert_to_tensor(self.scale, x.dtype)
+        return x * scale + ops.convert_to_tensor(self.offset, x.dtype)
 
     def compute_output_shape(self, input_shape):
         """Returns the shape of the input."""
@@ -98,13 +99,16 @@ class BatchNormalization(layers.BatchNormalization):
         return {**super().get_config(), "frozen": self.frozen}
 
 
-def make_batch_norm(momentum: float | None, official: float, epsilon: float):
+def make_batch_norm(
+    momentum: float | None, epsilon: float | None, official: tuple[float, float]
+):
     """Returns a function `(x, scope) -> x` that normalises with `<scope>.BatchNorm`.
 
-    `momentum` is the decay of the moving statistics; None means `official`.
+    `momentum` is the decay of the moving statistics, and `epsilon` is added to the
+    variance; None means that of `official`.
     """
-    momentum = official if momentum is None else momentum
-    epsilon = max(epsilon, _FUSED_EPSILON)
+    momentum = official[0] if momentum is None else momentum
+    epsilon = max(official[1] if epsilon is None else epsilon, _FUSED_EPSILON)
 
     def batch_norm(x, scope: str):
         name = f"{scope}.BatchNorm"

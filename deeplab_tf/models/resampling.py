@@ -1,4 +1,4 @@
-"""Bilinear resizing with aligned corners, and means over windows.
+"""Bilinear resizing, and means over windows.
 
 Both multiply by a small matrix along each axis, which is exact, differentiable and the
 same on every backend, even for sizes known only at run time.
@@ -32,28 +32,40 @@ def spatial_size(x):
     return tuple(ops.shape(x)[1:3])
 
 
-def _interpolation_matrix(source, target, dtype):
-    """Returns `[target, source]`; each row interpolates two neighbours."""
+def _positions(source, target, resizing: str):
+    """Returns where the samples of a side lie among the cells of the source."""
+    index = ops.cast(ops.arange(target), "float32")
+    if resizing == "half_pixel":
+        step = ops.cast(source, "float32") / ops.cast(target, "float32")
+        last = ops.cast(source - 1, "float32")
+        return ops.clip((index + 0.5) * step - 0.5, 0.0, last)
     steps = ops.cast(ops.maximum(target - 1, 1), "float32")
-    step = ops.cast(source - 1, "float32") / steps
-    position = ops.cast(ops.arange(target), "float32") * step
+    return index * (ops.cast(source - 1, "float32") / steps)
+
+
+def _interpolation_matrix(source, target, resizing: str, dtype):
+    """Returns `[target, source]`; each row interpolates two neighbours."""
+    position = _positions(source, target, resizing)
     cells = ops.cast(ops.arange(source), "float32")
     distance = ops.abs(ops.expand_dims(position, 1) - ops.expand_dims(cells, 0))
     return ops.cast(ops.relu(1.0 - distance), dtype)
 
 
-def resize_bilinear(x, size):
-    """Resizes features bilinearly with aligned corners, keeping their dtype.
+def resize_bilinear(x, size, resizing: str = "align_corners"):
+    """Resizes features bilinearly, keeping their dtype.
 
-    Equals TF1's `align_corners=True`, which Keras and TF2 lack. `x` is `[batch,
-    height, width, channels]`; `size` is height and width, ints or integer tensors.
+    Args:
+        x: `[batch, height, width, channels]`.
+        size: Height and width, ints or integer tensors.
+        resizing: "align_corners", TF1's `align_corners=True`, which Keras and TF2 lack;
+            or "half_pixel", PyTorch's `align_corners=False`.
     """
     height, width = spatial_size(x)
     if _is_equal(height, size[0]) and _is_equal(width, size[1]):
         return x
     batch, channels = ops.shape(x)[0], x.shape[-1]
-    rows = _interpolation_matrix(height, size[0], x.dtype)
-    columns = _interpolation_matrix(width, size[1], x.dtype)
+    rows = _interpolation_matrix(height, size[0], resizing, x.dtype)
+    columns = _interpolation_matrix(width, size[1], resizing, x.dtype)
     x = ops.matmul(rows, ops.reshape(x, (batch, height, width * channels)))
     x = ops.matmul(columns, ops.reshape(x, (batch * size[0], width, channels)))
     return ops.reshape(x, (batch, size[0], size[1], channels))
@@ -66,11 +78,12 @@ def _is_equal(a, b) -> bool:
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class ResizeLike(layers.Layer):
-    """Resizes to the scaled size of another tensor, bilinearly with aligned corners."""
+    """Resizes to the scaled size of another tensor; see `resize_bilinear`."""
 
-    def __init__(self, scale: float = 1.0, **kwargs):
+    def __init__(self, scale: float = 1.0, resizing: str = "align_corners", **kwargs):
         super().__init__(**kwargs)
         self.scale = scale
+        self.resizing = resizing
 
     def _target_size(self, size):
         return tuple(s and scale_dimension(s, self.scale) for s in size)
@@ -78,7 +91,7 @@ class ResizeLike(layers.Layer):
     def call(self, x, like):
         """Returns `x` at the scaled size of `like`, both `[b, h, w, channels]`."""
         size = tuple(scale_dimension(s, self.scale) for s in spatial_size(like))
-        return resize_bilinear(x, size)
+        return resize_bilinear(x, size, self.resizing)
 
     def compute_output_spec(self, x, like):
         """Returns the symbolic output; open sizes stay open."""
@@ -88,7 +101,8 @@ class ResizeLike(layers.Layer):
 
     def get_config(self):
         """Returns the constructor arguments."""
-        return {**super().get_config(), "scale": self.scale}
+        own = {"scale": self.scale, "resizing": self.resizing}
+        return {**super().get_config(), **own}
 
 
 def _averaging_matrix(source, window, stride: int):

@@ -8,6 +8,7 @@ delegates and graph compilers recognise.
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -27,13 +28,12 @@ from deeplab_tf.models.resampling import (
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NativeResizeLike(ResizeLike):
-    """`ResizeLike` as TensorFlow's own resize with aligned corners."""
+    """`ResizeLike` as TensorFlow's own resize."""
 
     def call(self, x, like):
         """Returns `x` at the scaled size of `like`, both `[b, h, w, channels]`."""
-        return resize_to(
-            x, [scale_dimension(s, self.scale) for s in spatial_size(like)]
-        )
+        size = [scale_dimension(s, self.scale) for s in spatial_size(like)]
+        return resize_to(x, size, self.resizing)
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
@@ -60,7 +60,7 @@ class IntegerNormalizeImage(NormalizeImage):
         """Returns the scaled pixels of `x`, `[b, h, w, channels]`."""
         largest = 255.0
         for scale in (1.0, self.scale):
-            x, largest = x * scale, largest * scale
+            x, largest = x * tf.constant(scale), largest * np.max(scale)
             x = tf.quantization.fake_quant_with_min_max_args(x, 0.0, largest)
         return x + tf.constant(self.offset)
 

@@ -224,12 +224,17 @@ def _make_serving_function(
 
 
 def _pad_to_stride(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Pads images with the mean pixel to sides of `k * output_stride + 1`."""
+    """Pads images with the mean pixel to sides of `k * output_stride + 1`.
+
+    Does nothing if features and pixels do not align there.
+    """
+    images = tf.cast(images, tf.float32)
+    if not config.aligns_features:
+        return images
     stride = config.output_stride
     # Pad by the maximum, then crop, because engines that infer the range of values may
     # conclude that a padding that depends on the size is negative.
     most = (stride - 1, stride - 1)
-    images = tf.cast(images, tf.float32)
     padded = pad_with_mean_pixel(images, most, config.mean_pixel)
     sides = align_size(tf.shape(images)[1:3], stride)
     return padded[:, : sides[0], : sides[1]]

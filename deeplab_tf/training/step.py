@@ -126,7 +126,8 @@ class TrainStep:
         """Returns this replica's loss over the valid pixels of all replicas."""
         config = self._config
         if config.upsample_logits:
-            logits = resize_bilinear(logits, spatial_size(labels))
+            resizing = self._model_config.conventions.resizing
+            logits = resize_bilinear(logits, spatial_size(labels), resizing)
         share = losses.schedule_mined_share(
             self._optimizer.iterations,
             config.top_k_percent_pixels,

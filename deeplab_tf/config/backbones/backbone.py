@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from deeplab_tf.config.conventions import ConventionsConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
@@ -24,3 +26,9 @@ class Backbone:
     decoder_strides: tuple[int, ...] = (4, 8, 16)
     least_output_stride: int = 2
     subtracts_mean: bool = False
+
+    @property
+    def conventions(self) -> tuple[str, ...]:
+        """Fields of `ConventionsConfig` that the network has a choice of."""
+        own = {field.name for field in dataclasses.fields(ConventionsConfig)}
+        return tuple(name for name in type(self.network)._fields if name in own)

@@ -4,6 +4,9 @@
   channels; it ends with the 320 channels of the last block.
 - MobileNetV3 (1905.02244, Tables 1 and 2, Sec. 6.4) with half the depth of the
   classifier in the last blocks; it ends with the 1x1 convolution after them.
+- The classifiers of both, with all channels, as PyTorch's DeepLabs use them:
+  "mobilenet_v2_classifier" (with the convolution to 1280 channels) and
+  "mobilenet_v3_large_classifier".
 - MobileNetEdgeTPU.
 """
 
@@ -47,11 +50,14 @@ class MobileNet(NamedTuple):
         first: Depth of that convolution.
         last: Depth of a 1x1 convolution after the blocks; None omits it.
         activation: Activation of both convolutions.
-        low_level: For each stride of low-level features, the index of the block whose
-            depthwise output they are.
+        low_level_blocks: For each stride of low-level features, the index of the block
+            that they come from.
         narrow_last: Whether a multiplier below 1 also narrows the last convolution.
         divisor: Depths are rounded to multiples of this at a `depth_multiplier` other
             than 1, and to multiples of 8 at 1.
+        gate: Activation of the gates of squeeze-and-excitation.
+
+    The other attributes are those of `ConventionsConfig`.
     """
 
     scope: str
@@ -59,9 +65,13 @@ class MobileNet(NamedTuple):
     first: int
     last: int | None
     activation: str
-    low_level: Mapping[int, int]
+    low_level_blocks: Mapping[int, int]
     narrow_last: bool = True
     divisor: int = 8
+    gate: str = "q_sigmoid"
+    padding: str = "official"
+    first_unit_rate: str = "previous"
+    low_level: str = "official"
 
 
 _RELU = functools.partial(Block, activation="relu")
@@ -82,7 +92,7 @@ _V2 = MobileNet(
     first=32,
     last=None,
     activation="relu6",
-    low_level={4: 2, 8: 5, 16: 12},
+    low_level_blocks={4: 2, 8: 5, 16: 12},
     # As in the DeepLab checkpoints; the ImageNet checkpoints of slim always use 8.
     divisor=1,
 )
@@ -103,7 +113,21 @@ _V3_LARGE = MobileNet(
     first=16,
     last=480,
     activation="hard_silu",
-    low_level={4: 2, 8: 5, 16: 11},
+    low_level_blocks={4: 2, 8: 5, 16: 11},
+)
+
+_V2_CLASSIFIER = _V2._replace(last=1280, narrow_last=False, divisor=8)
+
+_V3_LARGE_CLASSIFIER = _V3_LARGE._replace(
+    blocks=(
+        *_V3_LARGE.blocks[:12],
+        _HARD_SWISH(6, 160, 2, 5, squeeze=True),
+        *2 * (_HARD_SWISH(6, 160, 1, 5, squeeze=True),),
+    ),
+    last=960,
+    # PyTorch's LR-ASPP uses the first block of a stride.
+    low_level_blocks={4: 1, 8: 3, 16: 6},
+    gate="hard_sigmoid",
 )
 
 _V3_SMALL = MobileNet(
@@ -120,7 +144,7 @@ _V3_SMALL = MobileNet(
     first=16,
     last=288,
     activation="hard_silu",
-    low_level={4: 0, 8: 2, 16: 7},
+    low_level_blocks={4: 0, 8: 2, 16: 7},
 )
 
 _EDGETPU = MobileNet(
@@ -137,7 +161,7 @@ _EDGETPU = MobileNet(
     first=32,
     last=1280,
     activation="relu",
-    low_level={},
+    low_level_blocks={},
     # The released EdgeTPU-DeepLab-slim (multiplier 0.75) keeps all 1280 channels.
     narrow_last=False,
 )
@@ -147,7 +171,7 @@ def _make_backbone(network: MobileNet, *options: str) -> Backbone:
     return Backbone(
         network,
         ("depth_multiplier", *options),
-        decoder_strides=tuple(network.low_level),
+        decoder_strides=tuple(network.low_level_blocks),
         # Fused blocks keep their stride.
         least_output_stride=8 if any(block.fused for block in network.blocks) else 2,
     )
@@ -155,7 +179,9 @@ def _make_backbone(network: MobileNet, *options: str) -> Backbone:
 
 MOBILENETS = {
     "mobilenet_v2": _make_backbone(_V2, "divisible_by"),
+    "mobilenet_v2_classifier": _make_backbone(_V2_CLASSIFIER, "divisible_by"),
     "mobilenet_v3_large_seg": _make_backbone(_V3_LARGE),
+    "mobilenet_v3_large_classifier": _make_backbone(_V3_LARGE_CLASSIFIER),
     "mobilenet_v3_small_seg": _make_backbone(_V3_SMALL),
     "mobilenet_edgetpu": _make_backbone(_EDGETPU),
 }

@@ -1,7 +1,4 @@
-"""ResNet v1 as DeepLab's backbone (1512.03385; DeepLabv3, 1706.05587, Sec. 3.2).
-
-In each block, the last unit has the stride.
-"""
+"""ResNet v1 as DeepLab's backbone (1512.03385; DeepLabv3, 1706.05587, Sec. 3.2)."""
 
 import functools
 from typing import NamedTuple
@@ -12,7 +9,7 @@ from keras import layers
 from deeplab_tf.config.backbones.resnet import ResNet
 from deeplab_tf.models.backbones.atrous import strides_and_rates
 from deeplab_tf.models.cascade import Block, replicate_last_block
-from deeplab_tf.models.layers import activate, conv_bn_act, subsample
+from deeplab_tf.models.layers import activate, conv_bn_act, pad_fixed, subsample
 from deeplab_tf.models.normalization import make_batch_norm
 
 _BLOCKS = 4  # of the classification network; later blocks are replicas
@@ -25,23 +22,23 @@ def _shortcut(x, filters, scope, stride, conv):
     return x if stride == 1 else subsample(x, stride, scope)
 
 
-def _bottleneck(x, depth, scope, stride, rate, conv):
+def _bottleneck(x, depth, scope, strides, rate, conv):
     """Returns a unit's output and its residual (1512.03385, Fig. 5 right)."""
     scope = f"{scope}.bottleneck_v1"
-    shortcut = _shortcut(x, 4 * depth, scope, stride, conv)
-    x = conv(x, depth, 1, f"{scope}.conv1")
-    x = conv(x, depth, 3, f"{scope}.conv2", strides=stride, rate=rate)
+    shortcut = _shortcut(x, 4 * depth, scope, max(strides), conv)
+    x = conv(x, depth, 1, f"{scope}.conv1", strides=strides[0])
+    x = conv(x, depth, 3, f"{scope}.conv2", strides=strides[1], rate=rate)
     residual = conv(x, 4 * depth, 1, f"{scope}.conv3", activation=None)
     return _add_relu(shortcut, residual, scope), residual
 
 
-def _lite_bottleneck(x, depth, scope, stride, rate, conv):
+def _lite_bottleneck(x, depth, scope, strides, rate, conv):
     """Returns a unit's output and its residual (1512.03385, Fig. 5 left)."""
     scope = f"{scope}.lite_bottleneck_v1"
-    shortcut = _shortcut(x, depth, scope, stride, conv)
-    x = conv(x, depth, 3, f"{scope}.conv1", rate=rate)
+    shortcut = _shortcut(x, depth, scope, max(strides), conv)
+    x = conv(x, depth, 3, f"{scope}.conv1", strides=strides[0], rate=rate)
     residual = conv(
-        x, depth, 3, f"{scope}.conv2", strides=stride, rate=rate, activation=None
+        x, depth, 3, f"{scope}.conv2", strides=strides[1], rate=rate, activation=None
     )
     return _add_relu(shortcut, residual, scope), residual
 
@@ -60,28 +57,46 @@ def _stem(image, network: ResNet, conv):
         for i, depth in enumerate(network.root, 1):
             strides = 2 if i == 1 else 1
             x = conv(x, depth, 3, f"{network.scope}.conv1_{i}", strides=strides)
+    scope = f"{network.scope}.pool1"
+    padding = "same"
+    if network.padding == "symmetric":
+        # After a ReLU, padding with zeros does not change a maximum.
+        x, padding = pad_fixed(x, 3, scope), "valid"
     pool = layers.MaxPooling2D(
-        3, 2, padding="same", data_format="channels_last", name=f"{network.scope}.pool1"
+        3, 2, padding=padding, data_format="channels_last", name=scope
     )
     return pool(x)
 
 
 class _Unit(NamedTuple):
-    """A residual unit, with its nominal stride and its rate relative to the block's."""
+    """A residual unit, with its nominal stride.
+
+    `grid` is its rate in the multi-grid, None without one.
+    """
 
     block: int
     number: int
     depth: int
     stride: int
-    rate: int
+    grid: int | None
 
 
-def _units(blocks, multi_grid):
+def _units(blocks, multi_grid, strided_unit):
+    before = 1  # the stride between two blocks belongs to the first or to the second
     for i, block in enumerate(blocks, 1):
-        grid = multi_grid if i >= _BLOCKS and multi_grid else block.units * (1,)
+        grid = multi_grid if i >= _BLOCKS and multi_grid else block.units * (None,)
         for number, rate in enumerate(grid, 1):
             stride = block.stride if number == block.units else 1
+            if strided_unit == "first":
+                stride = before if number == 1 else 1
             yield _Unit(i, number, block.depth, stride, rate)
+        before = block.stride
+
+
+def _atrous_rate(rate: int, unit: _Unit, network: ResNet) -> int:
+    if unit.grid is None:
+        return rate
+    return unit.grid if network.absolute_multi_grid else rate * unit.grid
 
 
 def resnet_v1(
@@ -91,12 +106,13 @@ def resnet_v1(
     multi_grid: tuple[int, ...] = (),
     cascade_blocks: int = 0,
     batch_norm_momentum: float | None = None,
+    batch_norm_epsilon: float | None = None,
 ) -> dict[str | int, object]:
     """Returns the high-level features of a ResNet, and the low-level ones by stride.
 
-    Low-level features (strides 4, 8, 16) are the residual of the unit before a block's
-    strided unit: linear, without the shortcut. The image is RGB, scaled to [-1, 1] or,
-    without the beta root, minus the mean pixel.
+    The official low-level features (strides 4, 8, 16) are the residual of the unit
+    before a block's strided unit: linear, without the shortcut. The image is RGB,
+    scaled to [-1, 1] or, without the beta root, minus the mean pixel.
 
     Args:
         image: `[batch, height, width, channels]`.
@@ -106,26 +122,33 @@ def resnet_v1(
             block's rate (Sec. 3.2.1); () means all 1.
         cascade_blocks: Number of replicas of block4 (Sec. 3.2).
         batch_norm_momentum: Decay of the moving statistics; None means 0.95.
+        batch_norm_epsilon: Epsilon of batch normalisation; None means 1e-5.
     """
     conv = functools.partial(
         conv_bn_act,
-        normalize=make_batch_norm(batch_norm_momentum, 0.95, epsilon=1e-5),
+        normalize=make_batch_norm(
+            batch_norm_momentum, batch_norm_epsilon, official=(0.95, 1e-5)
+        ),
         initializer=keras.initializers.HeNormal(),
         padding="fixed",
     )
     x = _stem(image, network, conv)
     blocks = tuple(map(Block, network.depths, network.units, (2, 2, 2, 1)))
     blocks = replicate_last_block(blocks, cascade_blocks)
-    units = list(_units(blocks, multi_grid))
+    units = list(_units(blocks, multi_grid, network.strided_unit))
     strides = [unit.stride for unit in units]
-    steps = strides_and_rates(strides, output_stride // _STEM_STRIDE)
+    steps = strides_and_rates(
+        strides, output_stride // _STEM_STRIDE, network.first_unit_rate
+    )
     residual_unit = _lite_bottleneck if network.lite else _bottleneck
     features = {}
     for unit, (stride, rate) in zip(units, steps, strict=True):
         scope = f"{network.scope}.block{unit.block}.unit_{unit.number}"
-        rate *= unit.rate
-        x, residual = residual_unit(x, unit.depth, scope, stride, rate, conv)
-        is_before_last = unit.number == blocks[unit.block - 1].units - 1
-        if unit.block < _BLOCKS and is_before_last:
-            features[2 ** (unit.block + 1)] = residual
+        rate = _atrous_rate(rate, unit, network)
+        both = (stride, 1) if network.strided_convolution == 1 else (1, stride)
+        x, residual = residual_unit(x, unit.depth, scope, both, rate, conv)
+        last = blocks[unit.block - 1].units - (network.strided_unit == "last")
+        if unit.block < _BLOCKS and unit.number == last:
+            is_official = network.low_level == "official"
+            features[2 ** (unit.block + 1)] = residual if is_official else x
     return features | {"high_level": x}

@@ -102,6 +102,7 @@ def xception(
     depthwise_activation: bool = False,
     bounded_activation: bool = False,
     batch_norm_momentum: float | None = None,
+    batch_norm_epsilon: float | None = None,
 ) -> dict[str | int, object]:
     """Returns the high-level features of an Xception, and the low-level ones by stride.
 
@@ -119,8 +120,11 @@ def xception(
             that the paper describes; the released networks lack it.
         bounded_activation: Whether to clip activations to 6.
         batch_norm_momentum: Decay of the moving statistics; None means 0.9997.
+        batch_norm_epsilon: Epsilon of batch normalisation; None means 1e-3.
     """
-    normalize = make_batch_norm(batch_norm_momentum, 0.9997, epsilon=1e-3)
+    normalize = make_batch_norm(
+        batch_norm_momentum, batch_norm_epsilon, official=(0.9997, 1e-3)
+    )
     style = Style(normalize, depthwise_activation, bounded_activation)
     x = _root(image, network.scope, style)
     modules = [(b, unit) for b in network.blocks for unit in range(1, b.units + 1)]
