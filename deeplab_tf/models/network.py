@@ -60,13 +60,10 @@ def find_model_config(model: keras.Model) -> ModelConfig:
 def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
     traits, conventions = config.traits, config.conventions
     options = {name: getattr(config, name) for name in traits.options}
-    network = traits.network._replace(
-        **{name: getattr(conventions, name) for name in traits.conventions}
-    )
     features = BACKBONES[config.backbone](
         image,
         config.output_stride,
-        network=network,
+        conventions={name: getattr(conventions, name) for name in traits.conventions},
         batch_norm_momentum=config.batch_norm_momentum,
         batch_norm_epsilon=conventions.batch_norm_epsilon,
         **options,

@@ -328,8 +328,9 @@ def test_invalid_values_are_refused(make, message):
 
 SUPPORTED = ", ".join(
     [
-        *("resnet_v1_18", "resnet_v1_18_beta", "resnet_v1_50", "resnet_v1_50_beta"),
-        *("resnet_v1_101", "resnet_v1_101_beta"),
+        *("resnet_v1_18", "resnet_v1_18_beta", "resnet_v1_34", "resnet_v1_50"),
+        *("resnet_v1_50_beta", "resnet_v1_101", "resnet_v1_101_beta"),
+        *("resnet_v1_152", "resnet_v1c_50", "resnet_v1c_101"),
         *("xception_41", "xception_65", "xception_71"),
     ]
 )
@@ -340,9 +341,9 @@ NO_DECODER = DecoderConfig(output_strides=())
     ("backbone", "options", "message"),
     [
         (
-            "resnet_v1_152",
+            "resnet_v1_200",
             {},
-            r"^there is no backbone \(--model_variant\) 'resnet_v1_152'; similar: "
+            r"^there is no backbone \(--model_variant\) 'resnet_v1_200'; similar: "
             "resnet_v1_50, .*; it must be one of mobilenet_v2, .*, xception_71$",
         ),
         (
@@ -367,13 +368,15 @@ NO_DECODER = DecoderConfig(output_strides=())
             {"depth_multiplier": 0.5},
             r"^depth_multiplier is not supported by xception_65; leave it at 1.0 "
             r"\(received 0.5\), or set backbone \(.*\) to one of mobilenet_v2, "
-            "mobilenet_v3_large_seg, mobilenet_v3_small_seg, mobilenet_edgetpu$",
+            "mobilenet_v2_classifier, mobilenet_v3_large_seg, "
+            "mobilenet_v3_large_classifier, mobilenet_v3_small_seg, mobilenet_edgetpu$",
         ),
         (
             "mobilenet_v3_large_seg",
             {"divisible_by": 8},
             "^divisible_by is not supported by mobilenet_v3_large_seg; leave it at "
-            r"None .*, or set backbone \(.*\) to one of mobilenet_v2$",
+            r"None .*, or set backbone \(.*\) to one of mobilenet_v2, "
+            "mobilenet_v2_classifier$",
         ),
         (
             "resnet_v1_50",
@@ -605,9 +608,9 @@ MEAN = (123.15, 115.90, 103.06)
     ],
 )
 def test_mean_pixel_is_zero_after_preprocessing(channels, scaled, subtracted):
-    # 127.5 * 2 / 255 - 1 = 0; the three original ResNets subtract a mean instead.
+    # 127.5 * 2 / 255 - 1 = 0; ResNets with the original root subtract a mean instead.
     for backbone in BACKBONES:
-        original = backbone in ("resnet_v1_18", "resnet_v1_50", "resnet_v1_101")
+        original = backbone in {f"resnet_v1_{n}" for n in (18, 34, 50, 101, 152)}
         config = ModelConfig(backbone, channels=channels, decoder=NO_DECODER)
         expected = subtracted if original else scaled
         assert config.mean_pixel == pytest.approx(expected, abs=1e-9), backbone

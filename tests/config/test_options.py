@@ -14,6 +14,7 @@ from deeplab_tf.config import (
     MODEL_FLAGS,
     CellBranch,
     ContextConfig,
+    ConventionsConfig,
     DataConfig,
     DecoderConfig,
     EvalConfig,
@@ -23,7 +24,7 @@ from deeplab_tf.config import (
 )
 
 CONFIGS = (DataConfig, TrainConfig, EvalConfig, ModelConfig)
-PARTS = (ContextConfig, DecoderConfig, CellBranch)
+PARTS = (ContextConfig, DecoderConfig, ConventionsConfig, CellBranch)
 REQUIRED = {CellBranch: {"op": "conv"}}
 FIELDS = [
     pytest.param(config, field, id=f"{config.__name__}-{field.name}")
@@ -149,6 +150,22 @@ ROWS = [
     (ContextConfig, "rates", f"integers, each {CHANNELS}", ((6, 0), (-6,))),
     (ContextConfig, "filters", CHANNELS, (0, -1)),
     (ContextConfig, "dropout", FRACTION, (-0.1, 1.0)),
+    (ContextConfig, "projection_kernel_size", "at least 1 and at most 99", (0, 100)),
+    (ContextConfig, "convolutions", "at least 0 and at most 100", (-1, 101)),
+    (ConventionsConfig, "strided_convolution", "at least 1 and at most 2", (0, 3)),
+    (ConventionsConfig, "batch_norm_epsilon", "above 0 and at most 1", (0.0, 1.5)),
+    (
+        ConventionsConfig,
+        "pixel_mean",
+        "finite numbers, each at least -65536.0 and at most 65536.0",
+        ((-1e5,),),
+    ),
+    (
+        ConventionsConfig,
+        "pixel_deviation",
+        "finite numbers, each above 0 and at most 65536",
+        ((0.0,),),
+    ),
     (DecoderConfig, "filters", CHANNELS, (0,)),
     (DecoderConfig, "projection_filters", CHANNELS, (-1,)),
     (DecoderConfig, "convolutions", "at least 1 and at most 100", (0, 101)),

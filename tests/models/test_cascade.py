@@ -189,8 +189,7 @@ NO_HEADS = {
             {"backbone": "xception_65", "cascade_blocks": 1},
             r"cascade_blocks is not supported by xception_65; leave it at 0 \(received "
             r"1\), or set backbone \(--model_variant\) to one of resnet_v1_18, "
-            "resnet_v1_18_beta, "
-            "resnet_v1_50, resnet_v1_50_beta, resnet_v1_101, resnet_v1_101_beta$",
+            "resnet_v1_18_beta, resnet_v1_34, .*, resnet_v1c_101$",
         ),
         (
             {"backbone": "mobilenet_v2", "cascade_blocks": 2},

@@ -1,8 +1,8 @@
 """Builders of the backbones in `deeplab_tf.config.backbones`.
 
-A builder takes `(image, output_stride, network, batch_norm_momentum, **options)` with
-the options of its row. It returns features by name: "high_level", and the low-level
-ones by stride.
+A builder takes `(image, output_stride, network, conventions, batch_norm_momentum,
+batch_norm_epsilon, **options)` with the options and the conventions of its row. It
+returns features by name: "high_level", and the low-level ones by stride.
 """
 
 import functools
@@ -17,7 +17,14 @@ from deeplab_tf.models.backbones.xception import xception
 
 _BUILDERS = {MobileNet: mobilenet, ResNet: resnet_v1, Xception: xception}
 
+
+def _build(image, output_stride: int, network, conventions: dict, **options):
+    builder = _BUILDERS[type(network)]
+    network = network._replace(**conventions)
+    return builder(image, output_stride, network, **options)
+
+
 BACKBONES = {
-    name: functools.partial(_BUILDERS[type(row.network)], network=row.network)
+    name: functools.partial(_build, network=row.network, conventions={})
     for name, row in config.BACKBONES.items()
 }
