@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from deeplab_tf.checkpoints.layouts.layout import Convolution, count_modules
-from deeplab_tf.config import BACKBONES, ConventionsConfig
+from deeplab_tf.config import BACKBONES, ConventionsConfig, ModelConfig
 from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.resnet import ResNet
 
@@ -40,6 +40,18 @@ def pytorch_conventions(
     # The official code has this epsilon in ResNets and heads only.
     epsilon = {"batch_norm_epsilon": 1e-5}
     return ConventionsConfig(**{**own, **scaling, **epsilon, **fields})
+
+
+def backbone_convolutions(config: ModelConfig, builders: Mapping) -> Iterator:
+    """Yields the convolutions of a backbone.
+
+    `builders` maps types of networks to functions and prefixes of names; there are no
+    convolutions for other types.
+    """
+    network = BACKBONES[config.backbone].network
+    if type(network) in builders:
+        function, prefix = builders[type(network)]
+        yield from function(network, prefix)
 
 
 def find_resnet(shapes: Shapes, prefix: str) -> str | None:

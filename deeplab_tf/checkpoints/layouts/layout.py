@@ -38,15 +38,15 @@ class Layout(NamedTuple):
 
     Attributes:
         name: Name of the project.
-        identify: Returns the config of a network by the shapes of its variables, or
-            None if they do not belong to this family.
+        identify: Returns the config of a network by the shapes of its variables and
+            the content of a `config.json`, or None if it is of another family.
         convolutions: Returns the convolutions of a config.
         is_backbone: Whether the networks are classifiers, of which only the backbone is
             used.
     """
 
     name: str
-    identify: Callable[[Mapping[str, tuple[int, ...]]], ModelConfig | None]
+    identify: Callable[[Mapping[str, tuple[int, ...]], Mapping], ModelConfig | None]
     convolutions: Callable[[ModelConfig], Iterator[Convolution]]
     is_backbone: bool = False
 

@@ -1,24 +1,27 @@
 """DeepLabv3 and DeepLabv3+ of MMSegmentation, with ResNets and ResNetV1c."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from deeplab_tf.checkpoints.layouts.backbones import (
     MOMENTUM,
     Shapes,
+    backbone_convolutions,
     find_resnet,
     pytorch_conventions,
     resnet_convolutions,
 )
 from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
-from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.config.backbones.resnet import ResNet
 
 _HEAD = "decode_head"
 _LOGITS = f"{_HEAD}.conv_seg.weight"
 _BOTTLENECK = f"{_HEAD}.bottleneck.conv.weight"
+_BUILDERS = {ResNet: (resnet_convolutions, "backbone.")}
 _RATES = (12, 24, 36)  # of "D8" networks
 
 
-def _identify(shapes: Shapes) -> ModelConfig | None:
+def _identify(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     backbone = find_resnet(shapes, "backbone.")
     if backbone is None or _LOGITS not in shapes or _BOTTLENECK not in shapes:
         return None
@@ -54,7 +57,7 @@ def _separable(scope: str, module: str) -> Iterator[Convolution]:
 
 
 def _convolutions(config: ModelConfig) -> Iterator[Convolution]:
-    yield from resnet_convolutions(BACKBONES[config.backbone].network, "backbone.")
+    yield from backbone_convolutions(config, _BUILDERS)
     yield _convolution("image_pooling", f"{_HEAD}.image_pool.1")
     yield _convolution("aspp0", f"{_HEAD}.aspp_modules.0")
     for i in range(1, len(config.atrous_rates) + 1):

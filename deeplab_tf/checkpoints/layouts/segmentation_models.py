@@ -1,10 +1,11 @@
 """DeepLabv3 and DeepLabv3+ of segmentation_models_pytorch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from deeplab_tf.checkpoints.layouts.backbones import (
     MOMENTUM,
     Shapes,
+    backbone_convolutions,
     find_resnet,
     mobilenet_v2_convolutions,
     pytorch_conventions,
@@ -12,15 +13,22 @@ from deeplab_tf.checkpoints.layouts.backbones import (
 )
 from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
 from deeplab_tf.checkpoints.layouts.torchvision import aspp_convolutions
-from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.resnet import ResNet
 
 _LOGITS = "segmentation_head.0.weight"
 _V2 = "mobilenet_v2_classifier"
+_BUILDERS = {
+    ResNet: (resnet_convolutions, "encoder."),
+    MobileNet: (mobilenet_v2_convolutions, "encoder.features."),
+}
 _RATES = (12, 24, 36)  # at every output stride
 
 
-def _identify(shapes: Shapes, aspp: str, decoder: DecoderConfig, stride: int):
+def _identify(
+    shapes: Shapes, description: Mapping, aspp: str, decoder: DecoderConfig, stride: int
+) -> ModelConfig | None:
     """Returns the config of a network whose ASPP has a name."""
     logits, projection = shapes.get(_LOGITS), f"{aspp}.project.0.weight"
     backbone = find_resnet(shapes, "encoder.")
@@ -31,7 +39,7 @@ def _identify(shapes: Shapes, aspp: str, decoder: DecoderConfig, stride: int):
         return None
     channels = shapes[first][1]
     context = ContextConfig(
-        rates=_RATES,
+        rates=description.get("decoder_atrous_rates", _RATES),
         filters=shapes[projection][0],
         separable=f"{aspp}.convs.1.0.1.weight" in shapes,
         dropout=0.5,
@@ -43,7 +51,7 @@ def _identify(shapes: Shapes, aspp: str, decoder: DecoderConfig, stride: int):
     return ModelConfig(
         backbone,
         num_classes=logits[0],
-        output_stride=stride,
+        output_stride=description.get("encoder_output_stride", stride),
         channels=channels,
         batch_norm_momentum=MOMENTUM,
         context=context,
@@ -52,13 +60,13 @@ def _identify(shapes: Shapes, aspp: str, decoder: DecoderConfig, stride: int):
     )
 
 
-def _identify_v3(shapes: Shapes) -> ModelConfig | None:
-    config = _identify(shapes, "decoder.aspp", DecoderConfig(()), 8)
+def _identify_v3(shapes: Shapes, description: Mapping) -> ModelConfig | None:
+    config = _identify(shapes, description, "decoder.aspp", DecoderConfig(()), 8)
     # The convolution after separable branches is dense, which a config cannot express.
     return config if config and not config.context.separable else None
 
 
-def _identify_v3_plus(shapes: Shapes) -> ModelConfig | None:
+def _identify_v3_plus(shapes: Shapes, description: Mapping) -> ModelConfig | None:
     if "decoder.block1.0.weight" not in shapes:
         return None
     decoder = DecoderConfig(
@@ -67,27 +75,19 @@ def _identify_v3_plus(shapes: Shapes) -> ModelConfig | None:
         projection_filters=shapes["decoder.block1.0.weight"][0],
         convolutions=1,
     )
-    config = _identify(shapes, "decoder.aspp.0", decoder, 16)
+    config = _identify(shapes, description, "decoder.aspp.0", decoder, 16)
     return config if config and config.context.separable else None
 
 
-def _encoder(config: ModelConfig) -> Iterator[Convolution]:
-    network = BACKBONES[config.backbone].network
-    if isinstance(network, ResNet):
-        yield from resnet_convolutions(network, "encoder.")
-    else:
-        yield from mobilenet_v2_convolutions(network, "encoder.features.")
-
-
 def _convolutions_v3(config: ModelConfig) -> Iterator[Convolution]:
-    yield from _encoder(config)
+    yield from backbone_convolutions(config, _BUILDERS)
     yield from aspp_convolutions(config, "decoder.aspp")
     yield Convolution("aspp_conv_1", "decoder.conv", "decoder.bn")
     yield Convolution("logits/semantic", "segmentation_head.0")
 
 
 def _convolutions_v3_plus(config: ModelConfig) -> Iterator[Convolution]:
-    yield from _encoder(config)
+    yield from backbone_convolutions(config, _BUILDERS)
     yield from aspp_convolutions(config, "decoder.aspp.0")
     yield Convolution("aspp_conv_1_depthwise", "decoder.aspp.1.0")
     yield Convolution("aspp_conv_1_pointwise", "decoder.aspp.1.1", "decoder.aspp.2")

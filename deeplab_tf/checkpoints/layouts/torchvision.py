@@ -1,10 +1,11 @@
 """DeepLabv3 and LR-ASPP of torchvision (`torchvision.models.segmentation`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from deeplab_tf.checkpoints.layouts.backbones import (
     MOMENTUM,
     Shapes,
+    backbone_convolutions,
     find_resnet,
     mobilenet_v3_convolutions,
     pytorch_conventions,
@@ -12,22 +13,26 @@ from deeplab_tf.checkpoints.layouts.backbones import (
 )
 from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
 from deeplab_tf.config import (
-    BACKBONES,
     ContextConfig,
     ConventionsConfig,
     DecoderConfig,
     ModelConfig,
 )
+from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.resnet import ResNet
 
 _V3_LARGE = "mobilenet_v3_large_classifier"
 _LOGITS = "classifier.4.weight"
 _LRASPP_LOGITS = "classifier.high_classifier.weight"
+_BUILDERS = {
+    ResNet: (resnet_convolutions, "backbone."),
+    MobileNet: (mobilenet_v3_convolutions, "backbone."),
+}
 # DeepLabv3 has these rates at every output stride.
 _RATES = (12, 24, 36)
 
 
-def _identify_deeplab(shapes: Shapes) -> ModelConfig | None:
+def _identify_deeplab(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     if "classifier.0.convs.4.1.weight" not in shapes or _LOGITS not in shapes:
         return None
     backbone, stride = find_resnet(shapes, "backbone."), 8
@@ -63,16 +68,8 @@ def _conventions(backbone: str) -> ConventionsConfig:
     return pytorch_conventions(backbone, **fields)
 
 
-def _convolutions(config: ModelConfig) -> Iterator[Convolution]:
-    network, prefix = BACKBONES[config.backbone].network, "backbone."
-    if isinstance(network, ResNet):
-        yield from resnet_convolutions(network, prefix)
-    else:
-        yield from mobilenet_v3_convolutions(network, prefix)
-
-
 def _deeplab_convolutions(config: ModelConfig) -> Iterator[Convolution]:
-    yield from _convolutions(config)
+    yield from backbone_convolutions(config, _BUILDERS)
     yield from aspp_convolutions(config, "classifier.0")
     yield Convolution("aspp_conv_1", "classifier.1", "classifier.2")
     yield Convolution("logits/semantic", "classifier.4")
@@ -96,7 +93,7 @@ def aspp_convolutions(config: ModelConfig, prefix: str) -> Iterator[Convolution]
     yield Convolution("concat_projection", *project, roll=config.context.filters)
 
 
-def _identify_lraspp(shapes: Shapes) -> ModelConfig | None:
+def _identify_lraspp(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     backbone = _find_mobilenet(shapes)
     if _LRASPP_LOGITS not in shapes or backbone is None:
         return None
@@ -121,7 +118,7 @@ def _identify_lraspp(shapes: Shapes) -> ModelConfig | None:
 
 
 def _lraspp_convolutions(config: ModelConfig) -> Iterator[Convolution]:
-    yield from _convolutions(config)
+    yield from backbone_convolutions(config, _BUILDERS)
     yield Convolution("aspp0", "classifier.cbr.0", "classifier.cbr.1")
     yield Convolution("image_pooling", "classifier.scale.1")
     yield Convolution("decoder/feature_projection0", "classifier.low_classifier")

@@ -1,6 +1,6 @@
 """`MobileNetV2ForSemanticSegmentation` of Hugging Face's transformers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from deeplab_tf.checkpoints.layouts.backbones import Shapes, block_scope
 from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
@@ -12,7 +12,7 @@ _STEM = f"{_BACKBONE}.conv_stem"
 _LOGITS = f"{_HEAD}.classifier.convolution.weight"
 
 
-def _identify(shapes: Shapes) -> ModelConfig | None:
+def _identify(shapes: Shapes, description: Mapping) -> ModelConfig | None:
     first = shapes.get(f"{_STEM}.first_conv.convolution.weight")
     if first is None or _LOGITS not in shapes:
         return None
@@ -24,7 +24,7 @@ def _identify(shapes: Shapes) -> ModelConfig | None:
     return ModelConfig(
         _BACKBONE,
         num_classes=shapes[_LOGITS][0],
-        output_stride=8,
+        output_stride=description.get("output_stride", 8),
         depth_multiplier=multiplier,
         divisible_by=8 if multiplier != 1 and narrow % 8 == 0 else None,
         context=context,

@@ -1,0 +1,105 @@
+"""ImageNet classifiers of torchvision and timm, as starts for training.
+
+The head is ours, and images are padded as in the official code, which makes no
+difference at sizes of `k * output_stride + 1`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+from deeplab_tf.checkpoints.layouts.backbones import (
+    Shapes,
+    block_scope,
+    find_resnet,
+    mobilenet_v2_convolutions,
+    mobilenet_v3_convolutions,
+    pytorch_conventions,
+    resnet_convolutions,
+)
+from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
+from deeplab_tf.config import BACKBONES, ModelConfig
+from deeplab_tf.config.backbones.mobilenet import MobileNet
+
+# DeepLab has no use for the convolution to 1280 channels.
+_V2, _V3 = "mobilenet_v2", "mobilenet_v3_large_classifier"
+
+
+def _make_config(backbone: str, **fields) -> ModelConfig:
+    conventions = pytorch_conventions(backbone, padding="official", **fields)
+    return ModelConfig(backbone, conventions=conventions)
+
+
+def _identify_resnet(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    backbone = find_resnet(shapes, "")
+    return _make_config(backbone) if backbone and "fc.weight" in shapes else None
+
+
+def _has_shape(shapes: Shapes, name: str, last: tuple[int, int]) -> bool:
+    return shapes.get(name) == (*last, 1, 1)
+
+
+def _identify_v2(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v2 = _has_shape(shapes, "features.18.0.weight", (1280, 320))
+    return _make_config(_V2) if is_v2 else None
+
+
+def _identify_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v3 = _has_shape(shapes, "features.16.0.weight", (960, 160))
+    # Its epsilon is the official one.
+    return _make_config(_V3, batch_norm_epsilon=None) if is_v3 else None
+
+
+def _identify_timm_v2(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v2 = _has_shape(shapes, "conv_head.weight", (1280, 320))
+    return _make_config(_V2) if is_v2 else None
+
+
+def _identify_timm_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v3 = _has_shape(shapes, "blocks.6.0.conv.weight", (960, 160))
+    return _make_config(_V3) if is_v3 else None
+
+
+def _convolutions(
+    of_network: Callable, prefix: str, config: ModelConfig
+) -> Iterator[Convolution]:
+    yield from of_network(BACKBONES[config.backbone].network, prefix)
+
+
+def _timm_convolutions(config: ModelConfig) -> Iterator[Convolution]:
+    network: MobileNet = BACKBONES[config.backbone].network
+    yield Convolution(f"{network.scope}/Conv", "conv_stem", "bn1")
+    stage, number, filters = -1, 0, None
+    for i, block in enumerate(network.blocks):
+        is_new = block.filters != filters
+        stage, number = (stage + 1, 0) if is_new else (stage, number + 1)
+        filters, module = block.filters, f"blocks.{stage}.{number}"
+        scope = block_scope(network, i)
+        parts = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        if block.expansion == 1:
+            parts = {"depthwise": "conv_dw", "project": "conv_pw"}
+        for k, (ours, theirs) in enumerate(parts.items(), 1):
+            names = (f"{module}.{theirs}", f"{module}.bn{k}")
+            yield Convolution(f"{scope}/{ours}", *names)
+        if block.squeeze:
+            for ours, theirs in (("Conv", "conv_reduce"), ("Conv_1", "conv_expand")):
+                name = f"{module}.se.{theirs}"
+                yield Convolution(f"{scope}/squeeze_excite/{ours}", name)
+    if network.last is not None:
+        names = (f"blocks.{stage + 1}.0.conv", f"blocks.{stage + 1}.0.bn1")
+        yield Convolution(f"{network.scope}/Conv_1", *names)
+
+
+def _make_layout(name: str, identify: Callable, convolutions: Callable) -> Layout:
+    return Layout(f"the ImageNet {name}", identify, convolutions, is_backbone=True)
+
+
+_resnet = functools.partial(_convolutions, resnet_convolutions, "")
+_v2 = functools.partial(_convolutions, mobilenet_v2_convolutions, "features.")
+_v3 = functools.partial(_convolutions, mobilenet_v3_convolutions, "features.")
+LAYOUTS = (
+    _make_layout("ResNet of torchvision or timm", _identify_resnet, _resnet),
+    _make_layout("MobileNetV2 of torchvision", _identify_v2, _v2),
+    _make_layout("MobileNetV3 of torchvision", _identify_v3, _v3),
+    _make_layout("MobileNetV2 of timm", _identify_timm_v2, _timm_convolutions),
+    _make_layout("MobileNetV3 of timm", _identify_timm_v3, _timm_convolutions),
+)
