@@ -32,6 +32,7 @@ from deeplab_tf.checkpoints.restore import (
     load_tf1_variables,
     require_complete,
 )
+from deeplab_tf.checkpoints.torch_file import SUFFIXES as TORCH_SUFFIXES, is_torch_file
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     ZooModel,
@@ -54,7 +55,7 @@ from deeplab_tf.models.variables import official_variables
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 # Files that are downloaded without an archive.
-_FILES = (KERAS, FROZEN, TFLITE)
+_FILES = (KERAS, FROZEN, TFLITE, *TORCH_SUFFIXES)
 _SAVED_MODEL = "saved_model.pb"
 # The ModelConfig of an export, as in an experiment.json, and its weights.
 _EXPORTED_MODEL = os.path.join("assets.extra", "model.json")
@@ -77,6 +78,7 @@ def from_pretrained(
     The architecture, `model_config`, comes from the zoo, the `experiment.json` next to
     the checkpoint, the export, the `.keras` file, or the graph of a TFLite file or
     frozen graph; otherwise, it is that of the zoo model with the same variables.
+    Weights of PyTorch get the architecture and the conventions of their project.
     Pretrained backbones get a new head. Re-initialised layers are printed.
 
     Args:
@@ -86,7 +88,11 @@ def from_pretrained(
             `.keras` file, the folder of an export, an archive of one of these, or its
             URL; or a model on a hub: `hf://user/repo` or
             `kaggle://user/model/keras/variation`. An existing path takes precedence
-            over a zoo name.
+            over a zoo name. Also weights of PyTorch, a `.pth`, `.pt`, `.bin` or
+            `.safetensors` file or a folder of Hugging Face: DeepLabv3 and LR-ASPP of
+            torchvision, DeepLabV3 and DeepLabV3Plus of segmentation_models_pytorch and
+            MMSegmentation, MobileNetV2 of transformers, and ImageNet classifiers of
+            torchvision and timm.
         num_classes: Number of classes; None uses that of the checkpoint, or the 21 of
             PASCAL VOC for a backbone. If it differs from the checkpoint's, only the
             logits layer is re-initialised.
@@ -113,7 +119,8 @@ def from_pretrained(
     config = config or _identify_config(prefix, arrays)
     model = build_model(_adapt_config(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
-    if known and known.checkpoint.is_pretrained_backbone:
+    is_backbone = known is not None and known.checkpoint.is_pretrained_backbone
+    if is_backbone or checkpoint.is_classifier:
         _require_backbone(report, prefix)
     elif checkpoint.graph is not None and report.complete:
         print(f"{prefix}: {report}")
@@ -204,7 +211,8 @@ def _locate(source: str, known: ZooModel | None, cache: str) -> str:
     if known:
         archive = _fetch(known.checkpoint.url, known, make_private_folder(cache))
         return _extract(archive, cache)
-    if not (os.path.dirname(source) or _exists(source) or is_keras_file(source)):
+    is_file = _exists(source) or is_keras_file(source) or is_torch_file(source)
+    if not os.path.dirname(source) and not is_file:
         require_checkpoint(source)
     return source
 

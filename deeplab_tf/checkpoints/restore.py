@@ -118,9 +118,9 @@ class RestoreReport:
         parts = [
             f"{len(self.restored)} restored",
             *(f"{name} inflated to {n} channels" for name, n in self.inflated),
-            _format_names("skipped because of their shape", shapes),
-            _format_names("missing in the checkpoint", self.missing),
-            _format_names("not in the model", self.unexpected),
+            format_names("skipped because of their shape", shapes),
+            format_names("missing in the checkpoint", self.missing),
+            format_names("not in the model", self.unexpected),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -129,7 +129,8 @@ def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _format_names(what: str, names: Sequence[str], examples: int = 3) -> str:
+def format_names(what: str, names: Sequence[str], examples: int = 3) -> str:
+    """Returns the number of names, what they are, and the first of them; "" if none."""
     if not names:
         return ""
     more = ", ..." if len(names) > examples else ""

@@ -27,11 +27,14 @@ from deeplab_tf.checkpoints.exported_graph import (
 )
 from deeplab_tf.checkpoints.keras_file import is_keras_file, load_keras_file
 from deeplab_tf.checkpoints.keys import GRAPH_KEY, weight_keys
+from deeplab_tf.checkpoints.layouts import convert_state_dict
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
+    format_names,
     load_tf1_variables,
     tf1_variables,
 )
+from deeplab_tf.checkpoints.torch_file import is_torch_file, read_torch_file
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
@@ -57,7 +60,8 @@ def resolve(path: str) -> str:
     with the highest step (official archives have no `checkpoint` file), else a frozen
     graph or TFLite file. A `checkpoint` file that names a missing checkpoint is ignored
     with a warning. Hidden files, such as those that macOS creates, are ignored. The
-    prefix of a `.keras` file is its path.
+    prefix of a `.keras` file, a file of PyTorch or a folder of Hugging Face is its
+    path.
 
     Raises:
         MissingCheckpointError: if there is no checkpoint; names those that exist.
@@ -66,7 +70,7 @@ def resolve(path: str) -> str:
     path = os.path.expanduser(path).removesuffix(".index")
     if tf.io.gfile.exists(path + ".index") or is_exported_graph(path):
         return path
-    if is_keras_file(path):
+    if is_keras_file(path) or is_torch_file(path):
         return path
     if not tf.io.gfile.isdir(path):
         folder = os.path.dirname(path) or "."
@@ -193,14 +197,17 @@ class Checkpoint:
     Attributes:
         prefix: Prefix of its files.
         arrays: `{official name: array}`; see `read_variables`.
-        stored: The model config that a `.keras` file stores; None for other files.
+        stored: The model config that a `.keras` file stores, or that weights of PyTorch
+            need; None for other files.
         graph: The TFLite file or frozen graph, if it is one.
+        is_classifier: Whether only the backbone is pretrained.
     """
 
     prefix: str
     arrays: dict[str, np.ndarray]
     stored: ModelConfig | None = None
     graph: ExportedGraph | None = None
+    is_classifier: bool = False
 
     @functools.cached_property
     def config(self) -> ModelConfig | None:
@@ -221,7 +228,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     checkpoint, so all variables belong to one checkpoint.
 
     Args:
-        path: A prefix, a folder, an exported graph or a `.keras` file; see `resolve`.
+        path: A prefix, a folder, an exported graph, a `.keras` file or weights of
+            PyTorch; see `resolve`.
 
     Raises:
         UserError: if there is no checkpoint, or it is damaged or has been removed.
@@ -229,6 +237,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     if is_keras_file(path):
         model = load_keras_file(path)
         return Checkpoint(path, tf1_variables(model), model.model_config)
+    if is_torch_file(path):
+        return _read_torch_checkpoint(path)
     was_found, failure = False, None
     for _ in range(_TRIES):
         try:
@@ -260,6 +270,19 @@ def _read_files(prefix: str) -> Checkpoint:
         graph = read_exported_graph(prefix)
         return Checkpoint(prefix, graph.arrays, graph=graph)
     return Checkpoint(prefix, read_variables(prefix))
+
+
+def _read_torch_checkpoint(path: str) -> Checkpoint:
+    file = read_torch_file(path)
+    layout, config, arrays, unused = convert_state_dict(
+        file.arrays, file.description, path
+    )
+    not_used = format_names("variables not used", unused)
+    print(
+        f"note: {path} is {layout.name}: {config.backbone}, output_stride "
+        f"{config.output_stride}{not_used and f'; {not_used}'}"
+    )
+    return Checkpoint(path, arrays, config, is_classifier=layout.is_backbone)
 
 
 def find_checkpoint(path: str) -> str:
@@ -306,8 +329,8 @@ def load_tf1_checkpoint(
 
     Args:
         model: A model of `build_model`.
-        prefix: Prefix or folder of the checkpoint, a frozen graph, a TFLite file or a
-            `.keras` file.
+        prefix: Prefix or folder of the checkpoint, a frozen graph, a TFLite file, a
+            `.keras` file or weights of PyTorch (see `from_pretrained`).
         exclude: Scopes (prefixes of names) to skip.
 
     Returns:

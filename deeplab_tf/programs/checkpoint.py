@@ -16,6 +16,7 @@ from deeplab_tf.checkpoints.restore import (
     quantize_with_ranges,
     require_complete,
 )
+from deeplab_tf.checkpoints.torch_file import is_torch_file
 from deeplab_tf.config import Experiment, ModelConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
@@ -27,9 +28,10 @@ from deeplab_tf.training.resume import read_experiment
 def find_experiment(checkpoint: str) -> Experiment | None:
     """Returns the `experiment.json` of a checkpoint; None for an official one.
 
-    A `.keras` file has none either: it describes its model itself.
+    Neither has a `.keras` file, which describes its model itself, or weights of PyTorch,
+    whose names do.
     """
-    if is_keras_file(checkpoint):
+    if is_keras_file(checkpoint) or is_torch_file(checkpoint):
         return None
     return read_experiment(os.path.dirname(tf1.find_checkpoint(checkpoint)))
 
