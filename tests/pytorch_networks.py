@@ -5,8 +5,11 @@ Runs in the environment of `tools/pytorch_venv.sh`:
     python tests/pytorch_networks.py FOLDER [NAME ...]
 
 writes `<name>.npz` for each network: logits of `image(size)` for each size, as the
-project computes them, and the names and shapes of the state dict. `--save` also writes
-the state dict as `<name>.pth`.
+project computes them, and the names and shapes of the state dict.
+
+    --golden        networks of GOLDEN; small images, and every eighth row and column
+    --weights=FILE  weights (.npz) instead of procedural ones
+    --save          also writes the state dict as `<name>.pth`
 """
 
 import argparse
@@ -20,6 +23,7 @@ import numpy as np
 # Sides that every network accepts; SMP's upsampling needs multiples of the stride.
 ODD, EVEN = ((513, 513), (321, 513), (480, 640)), ((512, 512), (320, 512), (480, 640))
 SMALL_ODD, SMALL_EVEN = ((65, 97), (64, 96)), ((64, 96), (128, 64))
+STEP = 8  # of the rows and columns in golden files
 
 
 def value(name: str, shape) -> np.ndarray:
@@ -208,6 +212,14 @@ NETWORKS = {
         {"depth_multiplier": 0.5, "num_labels": 19},
     ),
 }
+GOLDEN = {
+    "torchvision_lraspp": {},
+    "torchvision_mobilenet_v3": {},
+    "smp_v3_mobilenet_v2_8": {},
+    "smp_v3plus_resnet18_16": {},
+    "mmseg_v3plus_r50_d8": {"channels": 32},
+    "transformers_mobilenet_v2_05": {},
+}
 CLASSIFIERS = {
     "torchvision_classifier_resnet50": (classifier, {"name": "resnet50"}),
     "torchvision_classifier_mobilenet_v2": (classifier, {"name": "mobilenet_v2"}),
@@ -218,11 +230,31 @@ CLASSIFIERS = {
 }
 
 
-def sizes_of(name: str, small: bool):
+def sizes_of(name: str, small: bool = False):
     """Returns the image sizes for a network."""
     if name.startswith("smp"):
         return SMALL_EVEN if small else EVEN
     return SMALL_ODD if small else ODD
+
+
+def format_size(size) -> str:
+    """Returns the key of the logits of a size."""
+    return "x".join(map(str, size))
+
+
+def read_case(path) -> tuple[dict, dict]:
+    """Returns the shapes by name, and the logits by size, of a file of `main`."""
+    content = dict(np.load(path))
+    names, shapes = content.pop("names"), content.pop("shapes")
+    parsed = [tuple(int(n) for n in s.split(",") if n) for s in shapes.tolist()]
+    logits = {tuple(map(int, key.split("x"))): x for key, x in content.items()}
+    return dict(zip(names.tolist(), parsed, strict=True)), logits
+
+
+def procedural_weights(shapes: dict) -> dict:
+    """Returns the state dict of `fill`."""
+    counter = "num_batches_tracked"
+    return {n: value(n, s) for n, s in shapes.items() if not n.endswith(counter)}
 
 
 def logits_of(name: str, network, size) -> np.ndarray:
@@ -269,23 +301,33 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--golden", action="store_true")
+    parser.add_argument("--weights")
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.names or [*NETWORKS, *CLASSIFIERS]:
-        build, arguments = {**NETWORKS, **CLASSIFIERS}[name]
-        network = build(**arguments).eval()
+    known = NETWORKS | CLASSIFIERS
+    for name in options.names or (GOLDEN if options.golden else known):
+        build, arguments = known[name]
+        extra = GOLDEN[name] if options.golden else {}
+        network = build(**arguments, **extra).eval()
         shapes = fill(network)
-        arrays = {}
-        for size in () if name in CLASSIFIERS else sizes_of(name, options.small):
-            arrays["x".join(map(str, size))] = logits_of(name, network, size)
-        np.savez(options.folder / f"{name}.npz", **arrays)
-        lines = (f"{n}\t{','.join(map(str, s))}\n" for n, s in shapes.items())
-        (options.folder / f"{name}.tsv").write_text("".join(lines))
+        if options.weights:
+            weights = np.load(options.weights)
+            state = {key: torch.from_numpy(weights[key]) for key in weights.files}
+            print(network.load_state_dict(state, strict=False))
+        sizes = () if name in CLASSIFIERS else sizes_of(name, options.golden)
+        logits = {format_size(s): logits_of(name, network, s) for s in sizes}
+        step = STEP if options.golden else 1
+        np.savez_compressed(
+            options.folder / f"{name}.npz",
+            names=np.array(list(shapes)),
+            shapes=np.array([",".join(map(str, shape)) for shape in shapes.values()]),
+            **{size: array[::step, ::step] for size, array in logits.items()},
+        )
         if options.save:
             torch.save(network.state_dict(), options.folder / f"{name}.pth")
-        print(name, {k: float(v.std()) for k, v in arrays.items()}, flush=True)
+        print(name, {k: float(v.std()) for k, v in logits.items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -239,6 +239,11 @@ def read_checkpoint(path: str) -> Checkpoint:
         return Checkpoint(path, tf1_variables(model), model.model_config)
     if is_torch_file(path):
         return _read_torch_checkpoint(path)
+    return _read_unchanged(path)
+
+
+def _read_unchanged(path: str) -> Checkpoint:
+    """Reads a checkpoint whose files may change; see `read_checkpoint`."""
     was_found, failure = False, None
     for _ in range(_TRIES):
         try:

@@ -28,8 +28,8 @@ from deeplab_tf.training.resume import read_experiment
 def find_experiment(checkpoint: str) -> Experiment | None:
     """Returns the `experiment.json` of a checkpoint; None for an official one.
 
-    Neither has a `.keras` file, which describes its model itself, or weights of PyTorch,
-    whose names do.
+    Neither has a `.keras` file, which describes its model itself, nor have weights of
+    PyTorch, whose names do.
     """
     if is_keras_file(checkpoint) or is_torch_file(checkpoint):
         return None
