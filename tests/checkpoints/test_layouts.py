@@ -122,7 +122,7 @@ def test_unknown_network_is_refused_with_what_is_supported():
 def test_model_of_no_project_has_no_torch_state_dict(options):
     with zero_kernels():
         model = build_model(ModelConfig(**options))
-    with pytest.raises(UserError, match="^no network of PyTorch's projects computes"):
+    with pytest.raises(UserError, match=r"^no network of PyTorch's projects"):
         torch_state_dict(model)
 
 
