@@ -25,16 +25,16 @@ def patch_mobilenet_v2(patch):
     """
     from deeplab_tf import config
     from deeplab_tf.config.backbones.mobilenet import Block
-    from deeplab_tf.models.backbones import BACKBONES, mobilenet
+    from deeplab_tf.models.backbones import BACKBONES
 
     network = config.BACKBONES["mobilenet_v2"].network._replace(
         blocks=(
             *(Block(1, 16), Block(6, 24, 2), Block(6, 32, 2)),
             *(Block(6, 64, 2), Block(6, 160, 2)),
         ),
-        low_level={4: 1, 8: 2, 16: 3},
+        low_level_blocks={4: 1, 8: 2, 16: 3},
     )
-    shallow = functools.partial(mobilenet, network=network)
+    shallow = functools.partial(BACKBONES["mobilenet_v2"], network=network)
     patch.setitem(BACKBONES, "mobilenet_v2", shallow)
 
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 python=.venv-pytorch/bin/python
 [[ -x "$python" ]] || "${PYTHON:-python3}" -m venv .venv-pytorch
 install=("$python" -m pip install --quiet --disable-pip-version-check --no-input)
-# torch first: the others would bring a different build.
+# torch first: the rest would bring a different build.
 "${install[@]}" torch==2.14.1 torchvision==0.29.1
 "${install[@]}" safetensors==0.8.0 segmentation-models-pytorch==0.6.0 timm==1.0.31 \
   transformers==5.24.0

@@ -14,8 +14,8 @@ _PIXELS = Range(at_least=-(2.0**16), at_most=2.0**16)
 class ConventionsConfig:
     """Details that other frameworks compute differently; no weights depend on them.
 
-    The defaults are those of the official code. `from_pretrained` sets the others for
-    weights that were trained elsewhere.
+    The defaults are those of the official code. `from_pretrained` sets what the
+    project needs that weights come from.
 
     Raises:
         UserError: for an invalid value.

@@ -56,7 +56,7 @@ def load(name, state):
 
 
 def logits_of(name, model, size):
-    """Returns what `pytorch_networks.logits_of` does, for a model of ours."""
+    """Returns the logits of our model, like `pytorch_networks.logits_of`."""
     if name.startswith("transformers"):  # it does not resize the logits
         model = keras.Model(model.input, model.get_layer("logits").output)
     return np.array(model(image(size)[None], training=False)[0])

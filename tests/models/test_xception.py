@@ -10,7 +10,6 @@ from reference_heads import assert_same, conv, fill_variables, linear, norm
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.config.backbones.xception import Block, Xception
 from deeplab_tf.models.backbones import BACKBONES
-from deeplab_tf.models.backbones.xception import xception
 from deeplab_tf.models.deeplab import build_model
 
 # A tiny Xception with one block of each kind.
@@ -25,7 +24,8 @@ BLOCKS = (
 @pytest.fixture
 def tiny_xception(monkeypatch):
     """A function that builds a tiny Xception, with features that get clipped."""
-    tiny = functools.partial(xception, network=Xception("tiny", BLOCKS))
+    network = Xception("tiny", BLOCKS)
+    tiny = functools.partial(BACKBONES["xception_41"], network=network)
     monkeypatch.setitem(BACKBONES, "xception_41", tiny)
 
     def build(**options):

@@ -112,7 +112,11 @@ def _is_same_function(ours: ModelConfig, theirs: ModelConfig) -> bool:
     The projects choose the output stride, the rates, the multi-grid and the scaling of
     pixels when they build a network.
     """
-    free = {"pixel_mean": None, "pixel_deviation": None, "absolute_multi_grid": False}
+    free: dict = {
+        "pixel_mean": None,
+        "pixel_deviation": None,
+        "absolute_multi_grid": False,
+    }
 
     def fix(config: ModelConfig) -> ModelConfig:
         rates = tuple(1 for _ in config.atrous_rates)

@@ -1,6 +1,7 @@
 """Backbones as PyTorch's projects name them."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from deeplab_tf.checkpoints.layouts.layout import Convolution, count_modules
 from deeplab_tf.config import BACKBONES, ConventionsConfig, ModelConfig
@@ -17,9 +18,9 @@ MOMENTUM = 0.9
 
 
 def pytorch_conventions(
-    backbone: str, channels: int = 3, **fields
+    backbone: str, channels: int = 3, **fields: Any
 ) -> ConventionsConfig:
-    """Returns what PyTorch's networks have in common, with some fields replaced.
+    """Returns the conventions of PyTorch's networks, with some fields replaced.
 
     Images with other than three channels are scaled to [0, 1].
     """
@@ -29,7 +30,9 @@ def pytorch_conventions(
         "low_level": "output",
     }
     row = BACKBONES[backbone]
-    own = {name: value for name, value in common.items() if name in row.conventions}
+    own: dict = {
+        name: value for name, value in common.items() if name in row.conventions
+    }
     if isinstance(row.network, ResNet) and row.network.lite:
         own["strided_convolution"] = 1
     is_rgb = channels == 3

@@ -6,6 +6,7 @@ difference at sizes of `k * output_stride + 1`.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from deeplab_tf.checkpoints.layouts.backbones import (
     Shapes,
@@ -24,7 +25,7 @@ from deeplab_tf.config.backbones.mobilenet import MobileNet
 _V2, _V3 = "mobilenet_v2", "mobilenet_v3_large_classifier"
 
 
-def _make_config(backbone: str, **fields) -> ModelConfig:
+def _make_config(backbone: str, **fields: Any) -> ModelConfig:
     conventions = pytorch_conventions(backbone, padding="official", **fields)
     return ModelConfig(backbone, conventions=conventions)
 

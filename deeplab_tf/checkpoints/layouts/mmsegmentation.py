@@ -25,7 +25,7 @@ def _identify(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     backbone = find_resnet(shapes, "backbone.")
     if backbone is None or _LOGITS not in shapes or _BOTTLENECK not in shapes:
         return None
-    filters, _, kernel_size, _ = shapes[_BOTTLENECK]
+    filters, kernel_size = shapes[_BOTTLENECK][::2]
     context = ContextConfig(
         rates=_RATES,
         filters=filters,

@@ -97,7 +97,7 @@ def _identify_lraspp(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     backbone = _find_mobilenet(shapes)
     if _LRASPP_LOGITS not in shapes or backbone is None:
         return None
-    classes, filters, *_ = shapes[_LRASPP_LOGITS]
+    classes, filters = shapes[_LRASPP_LOGITS][:2]
     context = ContextConfig(
         rates=(),
         filters=filters,
