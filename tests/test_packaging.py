@@ -341,7 +341,7 @@ def test_wheel_contains_only_the_package(wheel):
         [metadata] = [name for name in names if name.endswith("METADATA")]
         description = archive.read(metadata).decode()
     assert "\nAuthor: The deeplab_tf authors\n" in description
-    assert "\n## Five tasks\n" in description
+    assert "\n## Usage\n" in description
     # An index shows no files of the repository.
     assert not re.search(r"\]\((?!https://)", description)
     folders = {name.split("/")[0] for name in names}
