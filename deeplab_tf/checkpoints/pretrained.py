@@ -2,28 +2,18 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
-from etils import epath
 
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints import hub, tf1
-from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private_folder
-from deeplab_tf.checkpoints.download import (
-    fetch,
-    file_name,
-    is_web,
-    local_path,
-)
-from deeplab_tf.checkpoints.exported_graph import FROZEN, TFLITE
+from deeplab_tf.checkpoints.cache import cache_folder
 from deeplab_tf.checkpoints.handles import is_handle
-from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     class_count,
@@ -32,12 +22,10 @@ from deeplab_tf.checkpoints.restore import (
     load_tf1_variables,
     require_complete,
 )
-from deeplab_tf.checkpoints.torch_file import SUFFIXES as TORCH_SUFFIXES, is_torch_file
+from deeplab_tf.checkpoints.sources import find_in_zoo, locate, normalize_source
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     ZooModel,
-    find_checkpoint,
-    require_checkpoint,
 )
 from deeplab_tf.config import (
     EXPERIMENT_FILE,
@@ -47,15 +35,10 @@ from deeplab_tf.config import (
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
-from deeplab_tf.files.archives import UnusableFolderError, extract, find_damage
-from deeplab_tf.files.locks import path_lock
 from deeplab_tf.models.complexity import build_uninitialized
 from deeplab_tf.models.deeplab import DeepLab, build_model
 from deeplab_tf.models.variables import official_variables
 
-_ARCHIVES = (".tar.gz", ".tgz", ".tar")
-# Files that are downloaded without an archive.
-_FILES = (KERAS, FROZEN, TFLITE, *TORCH_SUFFIXES)
 _SAVED_MODEL = "saved_model.pb"
 # The ModelConfig of an export, as in an experiment.json, and its weights.
 _EXPORTED_MODEL = os.path.join("assets.extra", "model.json")
@@ -107,8 +90,8 @@ def from_pretrained(
         UserError: if the model does not exist, cannot be downloaded, is damaged, or
             does not match its description.
     """
-    source = _normalize_source(name_path_or_url)
-    known = _find_in_zoo(source)
+    source = normalize_source(name_path_or_url)
+    known = find_in_zoo(source)
     config = known.preset.model if known else None
     # Check the arguments before downloading.
     _adapt_config(config or _MOST_STRIDES, num_classes, output_stride)
@@ -136,8 +119,8 @@ def find_weights(
 
     Arguments and errors are those of `from_pretrained`.
     """
-    source = _normalize_source(name_path_or_url)
-    _, path = _locate_checkpoint(source, _find_in_zoo(source), cache_dir)
+    source = normalize_source(name_path_or_url)
+    _, path = _locate_checkpoint(source, find_in_zoo(source), cache_dir)
     return tf1.find_checkpoint(path)
 
 
@@ -147,7 +130,7 @@ def _locate_checkpoint(
     """Returns the model config of an export (else None) and a checkpoint path."""
     if is_handle(source):
         return None, hub.download(source, cache_dir)
-    path, config = _locate(source, known, cache_folder(cache_dir)), None
+    path, config = locate(source, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
         config, path = _read_export(path)
     return config, path
@@ -161,120 +144,6 @@ def _adapt_config(
     if output_stride is not None:
         config = config.at_output_stride(output_stride)
     return config
-
-
-def _normalize_source(source: str | os.PathLike) -> str:
-    """Returns a name, URL or path as a string that `tf.io.gfile` can handle."""
-    if not os.fspath(source):
-        raise UserError(
-            "name_path_or_url must be a model zoo checkpoint, a path or a URL; "
-            f"received {source!r}"
-        )
-    source = os.fspath(source)
-    if is_handle(source):
-        return source
-    source = local_path(source)
-    try:
-        if not is_web(source):
-            tf.io.gfile.exists(source)
-    except tf.errors.OpError as error:
-        raise UserError(f"{source} cannot be read: {error.message}") from error
-    return source
-
-
-def _find_in_zoo(source: str) -> ZooModel | None:
-    """Returns the zoo model that has this name, or whose archive has it."""
-    if is_handle(source):
-        return None
-    if _is_archive(source):
-        name = file_name(source)
-        found = (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name)
-        return next(found, None)
-    known = find_checkpoint(source)
-    if known and _exists(source):
-        print(f"note: using {os.path.abspath(source)}, not the zoo model {source}")
-        return None
-    return known
-
-
-def _is_archive(source: str) -> bool:
-    """Returns whether a source must be extracted, perhaps after a download."""
-    return is_web(source) or (
-        file_name(source).lower().endswith(_ARCHIVES) and not tf.io.gfile.isdir(source)
-    )
-
-
-def _locate(source: str, known: ZooModel | None, cache: str) -> str:
-    """Returns a local path to load, after downloading and extracting if needed."""
-    if _is_archive(source):
-        return _extract_user_archive(source, known, cache)
-    if known:
-        archive = _fetch(known.checkpoint.url, known, make_private_folder(cache))
-        return _extract(archive, cache)
-    is_file = _exists(source) or is_keras_file(source) or is_torch_file(source)
-    if not os.path.dirname(source) and not is_file:
-        require_checkpoint(source)
-    return source
-
-
-def _fetch(url: str, known: ZooModel | None, folder: str) -> str:
-    published = known.checkpoint.sha256 if known else ""
-    if url.endswith(_FILES):  # their readers find any damage
-        return fetch(url, folder, published)
-    return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
-
-
-def _exists(path: str) -> bool:
-    return tf.io.gfile.exists(path) or tf.io.gfile.exists(f"{path}.index")
-
-
-def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> str:
-    """Extracts a user's archive and returns the folder with its weights."""
-    # The folder depends on the location, so archives with equal names do not clash.
-    is_url = "://" in archive
-    place = archive if is_url else os.path.abspath(archive)
-    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
-    if not is_url and not os.path.isfile(archive):
-        raise UserError(f"there is no archive {archive}")
-    own = make_private_folder(os.path.join(make_private_folder(cache), name))
-    if is_url:
-        archive = _fetch(archive, known, own)
-        if archive.endswith(_FILES):
-            return archive
-    return _extract(archive, own)
-
-
-def _extract(archive: str, folder: str) -> str:
-    """Extracts an archive into a folder and returns the folder with its weights."""
-    name = os.path.basename(archive)
-    for suffix in _ARCHIVES:
-        name = name.removesuffix(suffix)
-    path = os.path.join(folder, f"{name}.extracted")
-    with path_lock(path):
-        try:
-            extract(epath.Path(archive), epath.Path(path))
-        except UnusableFolderError as error:
-            raise UserError(f"{error}; {CACHE_HINT}") from error
-    return _find_weights_folder(archive, path)
-
-
-def _find_weights_folder(archive: str, path: str) -> str:
-    found = []
-    for here, folders, files in os.walk(path):
-        # Archives made on macOS have an extra hidden file for each file.
-        visible = [file for file in files if not file.startswith(".")]
-        if any(file.endswith((".index", FROZEN, TFLITE)) for file in visible):
-            found.append(here)
-            folders.clear()  # an export has its own checkpoint further down
-    if len(found) != 1:
-        names = ", ".join(sorted(os.path.relpath(here, path) for here in found))
-        raise UserError(
-            f"{archive} contains several checkpoints ({names}); extract it and give one"
-            if found
-            else f"{archive} contains no checkpoint, frozen graph, TFLite file or "
-            "SavedModel"
-        )
-    return found[0]
 
 
 def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:

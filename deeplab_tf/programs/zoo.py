@@ -1,4 +1,4 @@
-"""Lists the checkpoints of the official model zoo, or those that match the given words.
+"""Lists the checkpoints of the model zoo, or those that match the given words.
 
     python -m deeplab_tf.checkpoints.zoo
     python -m deeplab_tf.checkpoints.zoo mobilenet
@@ -14,6 +14,10 @@ import sys
 
 import deeplab_tf.checkpoints.zoo
 from deeplab_tf.checkpoints.zoo import describe_checkpoint, page, zoo_address
+from deeplab_tf.checkpoints.zoo.pytorch import (
+    PYTORCH_ZOO,
+    describe_pytorch_checkpoint,
+)
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs.listing import run_listing
 
@@ -34,4 +38,5 @@ def describe_zoo() -> dict[str, str]:
     """Returns the description of each checkpoint, and the address of the archives."""
     zoo = deeplab_tf.checkpoints.zoo.ZOO
     rows = {name: describe_checkpoint(row) for name, row in zoo.items()}
+    rows |= {n: describe_pytorch_checkpoint(row) for n, row in PYTORCH_ZOO.items()}
     return rows | {"": f"archives: {zoo_address()}"}

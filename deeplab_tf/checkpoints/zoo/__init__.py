@@ -2,22 +2,23 @@
 
     python -m deeplab_tf.checkpoints.zoo
 
-lists them with their figures. Names and archives are from `model_zoo.md` and
-`quantize.md` in github.com/tensorflow/models/tree/master/research/deeplab/g3doc;
-models, protocols and figures are from the presets.
+lists them, and those of PyTorch's projects, with their figures. Names and archives are
+from `model_zoo.md` and `quantize.md` in
+github.com/tensorflow/models/tree/master/research/deeplab/g3doc; models, protocols and
+figures are from the presets.
 """
 
 import dataclasses
 import functools
-import os
 from typing import NamedTuple
 
 import deeplab_tf.presets
+from deeplab_tf.checkpoints.zoo.mirror import find_mirror
+from deeplab_tf.checkpoints.zoo.pytorch import PYTORCH_ZOO
 from deeplab_tf.data.info import DatasetInfo, dataset_info
 from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import Preset
 
-_ADDRESS_VARIABLE = "DEEPLAB_TF_ZOO"
 # http://download.tensorflow.org/models in model_zoo.md. We use https because most
 # archives have no published SHA-256.
 _ADDRESS = "https://storage.googleapis.com/download.tensorflow.org/models"
@@ -26,8 +27,7 @@ _SUFFIX = ".tar.gz"
 
 def zoo_address() -> str:
     """Returns the address of the archives: DEEPLAB_TF_ZOO, or the official one."""
-    address = os.environ.get(_ADDRESS_VARIABLE) or _ADDRESS
-    return os.path.expanduser(address).rstrip("/")
+    return find_mirror() or _ADDRESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,10 +196,10 @@ def find_checkpoint(name: str) -> ZooModel | None:
 
 def require_checkpoint(name: str) -> None:
     """Raises UserError for an unknown checkpoint; the error suggests similar ones."""
-    if find_checkpoint(name) is None:
+    if find_checkpoint(name) is None and name not in PYTORCH_ZOO:
         raise UserError(
             f"there is no file, folder or model zoo checkpoint called {name}; "
-            f"{suggest_similar(name, _make_zoo())}"
+            f"{suggest_similar(name, [*_make_zoo(), *PYTORCH_ZOO])}"
             "python -m deeplab_tf.checkpoints.zoo lists the names"
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from deeplab_tf import presets
 from deeplab_tf.checkpoints import zoo
 from deeplab_tf.checkpoints.zoo import ZooCheckpoint, describe_protocol
+from deeplab_tf.checkpoints.zoo.pytorch import PYTORCH_ZOO, PyTorchCheckpoint
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset
 
@@ -60,6 +61,24 @@ a different split. For a quick trial, add `--images=20`.
 
 `python -m benchmarks.zoo_time` measured the CPU times
 with {machine}.
+
+## Checkpoints of PyTorch's projects
+
+`from_pretrained` also downloads and converts these by name, without PyTorch
+([pretrained models](pretrained.md)). Names, addresses, figures and licences are as stated by
+torchvision 0.29.1, MMSegmentation 1.2.2 and Hugging Face's model card.
+
+{pytorch}
+
+- **protocol**: dataset, split and image size of the published evaluation, at one scale. Compare
+  figures only between rows with the same protocol: torchvision evaluates on COCO.
+- **classes**: those of the dataset; for ADE20K without the background, so that class 0 is `wall`.
+- **6 scales**: mIoU with scales 0.5 to 1.75 and mirrored images.
+- **licence**: torchvision and MMSegmentation state it for their code; weights may also be subject
+  to the terms of their training data.
+- **download**: whether we tried it. Our tests load files with the same variables and random values.
+  The file names of torchvision and MMSegmentation end in the first 8 digits of the SHA-256, which
+  are verified.
 """  # noqa: E501
 
 
@@ -106,16 +125,39 @@ def _format_row(checkpoint: ZooCheckpoint, preset: Preset, results: dict) -> lis
     ]
 
 
+def _format_pytorch_row(row: PyTorchCheckpoint) -> list[str]:
+    figures = (row.miou, row.miou_multi_scale, row.mebibytes)
+    return [
+        f"`{row.name}`",
+        row.project,
+        row.licence,
+        row.trained_on,
+        row.protocol,
+        str(len(row.class_names)),
+        *("" if x is None else f"{x:.4g}" for x in figures),
+        "not tried",
+    ]
+
+
+def _format_table(rows: list[list[str]]) -> str:
+    header, *_ = rows
+    rows = [header, len(header) * ["---"], *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def format_page(root: pathlib.Path) -> str:
     """Returns the text of the page for a checkout."""
     results, machine = _read_results(root / _RESULTS)
     columns = "checkpoint,protocol,size,mIoU,verified,parameters,multiply-adds,CPU s"
-    rows = [columns.split(","), 8 * ["---"]]
+    rows = [columns.split(",")]
     for checkpoint in zoo.ZOO.values():
         for name, preset in _select_rows(checkpoint):
             rows.append([name, *_format_row(checkpoint, preset, results)])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return _TEXT.format(table=table, machine=machine)
+    columns = "checkpoint,project,licence,trained on,protocol,classes,mIoU,6 scales,MiB"
+    pytorch = [[*columns.split(","), "download"]]
+    pytorch += map(_format_pytorch_row, PYTORCH_ZOO.values())
+    tables = {"table": _format_table(rows), "pytorch": _format_table(pytorch)}
+    return _TEXT.format(machine=machine, **tables)
 
 
 def write_page(root: pathlib.Path) -> None:
