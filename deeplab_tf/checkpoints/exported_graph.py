@@ -21,6 +21,7 @@ from deeplab_tf.checkpoints.graphs import tflite
 from deeplab_tf.checkpoints.graphs.backbone import find_backbone
 from deeplab_tf.checkpoints.graphs.convolutions import (
     ALIGN_CORNERS,
+    HALF_PIXEL,
     Convolution,
     trace_convolutions,
 )
@@ -29,6 +30,7 @@ from deeplab_tf.checkpoints.graphs.heads import find_config
 from deeplab_tf.checkpoints.graphs.keras_model import trace_model
 from deeplab_tf.checkpoints.graphs.matching import MismatchError, extract_weights
 from deeplab_tf.config import ModelConfig
+from deeplab_tf.config.conventions import ConventionsConfig
 from deeplab_tf.errors import UserError, one_line
 
 TFLITE, FROZEN = ".tflite", ".pb"
@@ -53,6 +55,7 @@ class ExportedGraph:
         named: `{official name: array}` if the graph has the official variables, or {}.
         stored: The config that our exports store; None for other files.
         remarks: What a reader should know of the weights.
+        resizings: Coordinates of its resizes.
     """
 
     path: str
@@ -60,6 +63,7 @@ class ExportedGraph:
     named: dict[str, np.ndarray]
     stored: ModelConfig | None
     remarks: tuple[str, ...] = ()
+    resizings: frozenset[str] = frozenset()
 
     @functools.cached_property
     def config(self) -> ModelConfig:
@@ -75,6 +79,9 @@ class ExportedGraph:
             config = find_config(self.convolutions, found)
         except UserError as error:
             raise self._make_error(error) from error
+        if self.resizings == {HALF_PIXEL}:
+            conventions = ConventionsConfig(resizing=HALF_PIXEL)
+            config = dataclasses.replace(config, conventions=conventions)
         print(f"note: {self.path} is {_describe(config)}")
         return config
 
@@ -203,7 +210,8 @@ def _read_frozen(path: str) -> ExportedGraph:
     if MODEL_CONSTANT in graph.constants:
         stored = _parse_config(graph.constants[MODEL_CONSTANT].item(), path)
     remarks = _describe_resizes(graph.resizings)
-    return ExportedGraph(path, convolutions, named, stored, remarks)
+    resizings = frozenset(graph.resizings)
+    return ExportedGraph(path, convolutions, named, stored, remarks, resizings)
 
 
 def _parse_config(content: str | bytes, path: str) -> ModelConfig:
@@ -213,7 +221,7 @@ def _parse_config(content: str | bytes, path: str) -> ModelConfig:
 
 def _describe_resizes(resizings: Collection[str]) -> tuple[str, ...]:
     others = sorted(set(resizings) - {ALIGN_CORNERS})
-    if not others:
+    if not others or set(resizings) == {HALF_PIXEL}:
         return ()
     return (
         f"its resizes do not align corners, as those of the model do, but are "
@@ -234,7 +242,8 @@ def _read_tflite(path: str) -> ExportedGraph:
     remarks = _describe_resizes(graph.resizings)
     if graph.is_quantized:
         remarks = ("its 8-bit weights are dequantised", *remarks)
-    return ExportedGraph(path, convolutions, {}, stored, remarks)
+    resizings = frozenset(graph.resizings)
+    return ExportedGraph(path, convolutions, {}, stored, remarks, resizings)
 
 
 def read_notes(content: bytes, names: Collection[str], path: str) -> dict[str, bytes]:

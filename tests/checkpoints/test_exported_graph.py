@@ -62,8 +62,29 @@ def test_config_of_an_official_tflite_file_comes_from_its_graph(tflite_model):
 
 
 def test_official_tflite_file_gives_the_logits_of_the_interpreter(tflite_model, asset):
+    assert_equals_interpreter(tflite_model, asset(TFLITE_FILE).read_bytes(), asset)
+
+
+@pytest.mark.slow
+def test_half_pixel_resizes_are_those_of_the_interpreter(asset, tmp_path):
+    model = schema.ModelT.InitFromPackedBuf(asset(TFLITE_FILE).read_bytes(), 0)
+    for operator in model.subgraphs[0].operators:
+        if isinstance(operator.builtinOptions, schema.ResizeBilinearOptionsT):
+            operator.builtinOptions.alignCorners = False
+            operator.builtinOptions.halfPixelCenters = True
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "model.tflite"
+    path.write_bytes(builder.Output())
+    loaded = deeplab_tf.from_pretrained(path)
+    assert loaded.model_config.conventions.resizing == "half_pixel"
+    assert_equals_interpreter(loaded, path.read_bytes(), asset)
+
+
+def assert_equals_interpreter(model, content, asset):
+    """Asserts that a model gives the logits of a TFLite file on a photo."""
     litert = pytest.importorskip("ai_edge_litert.interpreter")
-    interpreter = litert.Interpreter(str(asset(TFLITE_FILE)))
+    interpreter = litert.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     folder = asset("data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages")
     photo = Image.open(min(folder.iterdir())).convert("RGB")
@@ -73,7 +94,7 @@ def test_official_tflite_file_gives_the_logits_of_the_interpreter(tflite_model, 
     )
     interpreter.invoke()
     expected = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    logits = tflite_model(image, training=False).numpy()
+    logits = model(image, training=False).numpy()
     assert len(np.unique(expected.argmax(-1))) > 1
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.std(expected))
     assert np.mean(logits.argmax(-1) == expected.argmax(-1)) >= 0.9999
