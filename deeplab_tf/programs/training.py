@@ -8,7 +8,11 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.config import EvalConfig, Experiment, TrainConfig
+from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints.handles import is_handle
+from deeplab_tf.checkpoints.pretrained import find_weights
+from deeplab_tf.checkpoints.torch_file import is_torch_file
+from deeplab_tf.config import EvalConfig, Experiment, ModelConfig, TrainConfig
 from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
@@ -39,9 +43,8 @@ def _read_experiment(
     """Returns the experiment that the flags describe; describes the run of a preset."""
     split = flags.read_split(values, "train_split", preset)
     info = source.info
-    model = flags.model_config(
-        values, preset and preset.model, num_classes=info.num_classes
-    )
+    base, name = _find_base_model(values, preset)
+    model = flags.model_config(values, base, name, info.num_classes)
     model = dataclasses.replace(model, channels=info.channels)
     data = flags.data_config(values, model, preset and preset.data, dataset=info.name)
     statistics.find_class_ids(data.bootstrap_classes, info)
@@ -53,6 +56,30 @@ def _read_experiment(
         parts, others = _pair_with_preset(preset, experiment)
         print(describe_run(preset, parts, **others))
     return experiment
+
+
+def _find_base_model(
+    values: absl_flags.FlagValues, preset: Preset | None
+) -> tuple[ModelConfig | None, str]:
+    """Returns the model that flags override, and its name for notes.
+
+    Weights of PyTorch need the conventions of their project and, without a preset,
+    describe the model as well. A resumed run does not read them again.
+    """
+    base, start = preset and preset.model, values.tf_initial_checkpoint
+    if not start or not (is_handle(start) or is_torch_file(start)):
+        return base, ""
+    previous = resume.read_experiment(values.train_logdir)
+    if previous is not None:
+        model = previous.model
+    else:
+        path = find_weights(start)
+        if not is_torch_file(path):
+            return base, ""
+        model = tf1.read_checkpoint(path).config
+    if base is None:
+        return model, start
+    return dataclasses.replace(base, conventions=model.conventions), ""
 
 
 def _open_records(values, preset: Preset | None) -> Source:

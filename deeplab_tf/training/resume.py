@@ -68,6 +68,7 @@ def _list_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
     paths = {f"--{name}": flag.path for name, flag in MODEL_FLAGS.items()}
     # They come from the dataset.
     paths |= {"num_classes": paths.pop("--num_classes"), "channels": "channels"}
+    paths |= {"conventions": "conventions"}
     values = {n: [attrgetter(p)(m) for m in (old, new)] for n, p in paths.items()}
     return [f"{n} was {a} and is {b}" for n, (a, b) in values.items() if a != b]
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf.config import ModelConfig
+from deeplab_tf.config import ConventionsConfig, ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.resampling import ResizeLike, WindowMean
 from deeplab_tf.models.variables import leaf_layers
+from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 from deeplab_tf.serving.native_layers import (
     NativeResizeLike,
     NativeWindowMean,
@@ -35,12 +36,31 @@ def test_native_layers_give_equal_logits(tiny_model, size):
     assert network.model_config is tiny_model.model_config
 
 
+@pytest.mark.parametrize("resizing", ["align_corners", "half_pixel"])
 @pytest.mark.parametrize("target", [(9, 13), (1, 4), (5, 6), (3, 3)])
-def test_native_resizing_matches_resize_like(target):
+def test_native_resizing_matches_resize_like(target, resizing):
     x, like = tf.constant(random(1, 5, 6, 3)), tf.zeros([1, *target, 2])
-    np.testing.assert_allclose(
-        NativeResizeLike()(x, like), ResizeLike()(x, like), rtol=1e-5
+    native, ours = NativeResizeLike(resizing=resizing), ResizeLike(resizing=resizing)
+    np.testing.assert_allclose(native(x, like), ours(x, like), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rewrite", [use_native_layers, optimize_for_cpu])
+def test_conventions_of_other_frameworks_are_exported(rewrite):
+    conventions = ConventionsConfig(
+        resizing="half_pixel",
+        padding="symmetric",
+        first_unit_rate="block",
+        low_level="output",
+        depthwise_normalization=False,
+        batch_norm_epsilon=1e-5,
+        pixel_mean=(120.0, 110.0, 100.0),
+        pixel_deviation=(60.0, 55.0, 50.0),
     )
+    model = build_model(ModelConfig(depth_multiplier=0.1, conventions=conventions))
+    images = random(1, 40, 64, 3)
+    logits = model(images, training=False).numpy()
+    exported = rewrite(model)(images, training=False)
+    np.testing.assert_allclose(exported, logits, atol=1e-4 * np.std(logits))
 
 
 @pytest.mark.parametrize(
