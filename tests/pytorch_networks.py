@@ -10,6 +10,7 @@ project computes them, and the names and shapes of the state dict.
     --golden        networks of GOLDEN; small images, and every eighth row and column
     --weights=FILE  weights (.npz) instead of procedural ones
     --save          also writes the state dict as `<name>.pth`
+    --gradients     writes the gradients of the loss of one image instead of logits
 """
 
 import argparse
@@ -224,6 +225,7 @@ CLASSIFIERS = {
     "torchvision_classifier_resnet50": (classifier, {"name": "resnet50"}),
     "torchvision_classifier_mobilenet_v2": (classifier, {"name": "mobilenet_v2"}),
     "torchvision_classifier_mobilenet_v3": (classifier, {"name": "mobilenet_v3_large"}),
+    "timm_xception41": (timm_classifier, {"name": "xception41"}),
     "timm_resnet18": (timm_classifier, {"name": "resnet18"}),
     "timm_mobilenetv2_100": (timm_classifier, {"name": "mobilenetv2_100"}),
     "timm_mobilenetv3_large_100": (timm_classifier, {"name": "mobilenetv3_large_100"}),
@@ -261,25 +263,68 @@ def logits_of(name: str, network, size) -> np.ndarray:
     """Returns the logits of `image(size)`, `[height, width, classes]`, at its size."""
     import torch
 
+    with torch.inference_mode():
+        return _logits(name, network, size)[0].permute(1, 2, 0).numpy()
+
+
+def _logits(name: str, network, size):
+    import torch
+
     pixels = torch.from_numpy(image(size)) / 255
-    if name.startswith("transformers"):
+    if name.startswith("transformers") or "xception" in name:
         pixels = (pixels - 0.5) / 0.5
     else:
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         pixels = (pixels - torch.tensor(mean)) / torch.tensor(std)
     batch = pixels.permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        if name.startswith("torchvision"):
-            logits = network(batch)["out"]
-        elif name.startswith("mmseg"):
-            logits = torch.nn.functional.interpolate(
-                network(batch), size=size, mode="bilinear", align_corners=False
-            )
-        elif name.startswith("transformers"):
-            logits = network(batch).logits  # before the resize
-        else:
-            logits = network(batch)
-    return logits[0].permute(1, 2, 0).numpy()
+    if name in CLASSIFIERS:
+        return _features(network, batch)
+    if name.startswith("torchvision"):
+        return network(batch)["out"]
+    if name.startswith("mmseg"):
+        return torch.nn.functional.interpolate(
+            network(batch), size=size, mode="bilinear", align_corners=False
+        )
+    if name.startswith("transformers"):
+        return network(batch).logits  # before the resize
+    return network(batch)
+
+
+def _features(network, batch):
+    """Returns the features of a classifier that DeepLab uses, at stride 32."""
+    if hasattr(network, "layer4"):
+        for name, module in network.named_children():
+            if name in ("avgpool", "global_pool"):
+                return batch
+            batch = module(batch)
+    if hasattr(network, "stem"):
+        return network.act(network.blocks(network.stem(batch)))
+    if hasattr(network, "conv_stem"):
+        return network.blocks(network.bn1(network.conv_stem(batch)))
+    is_v2 = len(network.features) == 19
+    return network.features[: 18 if is_v2 else None](batch)
+
+
+def labels(size, classes: int) -> np.ndarray:
+    """Returns labels `[height, width]`, with some pixels to ignore (255)."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    ids = (rows // 9 + columns // 13) % classes
+    return np.where((rows + columns) % 17 == 0, 255, ids)
+
+
+def gradients_of(name: str, network, size) -> dict:
+    """Returns the gradients of the mean cross-entropy by the parameters, by name.
+
+    Batch normalisation is frozen and there is no dropout.
+    """
+    import torch
+
+    network.requires_grad_(True)
+    logits = _logits(name, network, size)
+    target = torch.from_numpy(labels(size, logits.shape[1]))[None]
+    torch.nn.functional.cross_entropy(logits, target, ignore_index=255).backward()
+    named = network.named_parameters()
+    return {key: x.grad.numpy() for key, x in named if x.grad is not None}
 
 
 def fill(network) -> dict:
@@ -304,6 +349,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--golden", action="store_true")
     parser.add_argument("--weights")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--gradients", action="store_true")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     known = NETWORKS | CLASSIFIERS
@@ -316,7 +362,11 @@ def main(arguments: list[str]) -> None:
             weights = np.load(options.weights)
             state = {key: torch.from_numpy(weights[key]) for key in weights.files}
             print(network.load_state_dict(state, strict=False))
-        sizes = () if name in CLASSIFIERS else sizes_of(name, options.golden)
+        if options.gradients:
+            gradients = gradients_of(name, network, SMALL_ODD[0])
+            np.savez(options.folder / f"{name}_gradients.npz", **gradients)
+            continue
+        sizes = sizes_of(name, options.golden)
         logits = {format_size(s): logits_of(name, network, s) for s in sizes}
         step = STEP if options.golden else 1
         np.savez_compressed(

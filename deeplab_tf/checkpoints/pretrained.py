@@ -23,6 +23,7 @@ from deeplab_tf.checkpoints.restore import (
     require_complete,
 )
 from deeplab_tf.checkpoints.sources import find_in_zoo, locate, normalize_source
+from deeplab_tf.checkpoints.torch_file import is_torch_file
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     ZooModel,
@@ -105,7 +106,7 @@ def from_pretrained(
     is_backbone = known is not None and known.checkpoint.is_pretrained_backbone
     if is_backbone or checkpoint.is_classifier:
         _require_backbone(report, prefix)
-    elif checkpoint.graph is not None and report.complete:
+    elif report.complete and (checkpoint.graph or is_torch_file(path)):
         print(f"{prefix}: {report}")
     else:
         _require_all_but_logits(report, prefix, model, config.num_classes)

@@ -8,13 +8,16 @@ import subprocess
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from golden_case import FOLDER, zero_kernels
 from pytorch_networks import (
     CLASSIFIERS,
     GOLDEN,
     NETWORKS,
+    SMALL_ODD,
     STEP,
     image,
+    labels,
     procedural_weights,
     read_case,
 )
@@ -25,6 +28,7 @@ from deeplab_tf.checkpoints.layouts import convert_state_dict, torch_state_dict
 from deeplab_tf.checkpoints.restore import load_tf1_variables
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-pytorch" / "bin" / "python"
@@ -168,8 +172,47 @@ def test_our_weights_give_our_logits_in_the_project(name, tmp_path, run_pytorch)
 
 
 @pytest.mark.slow
+def test_training_has_the_gradients_of_torchvision(tmp_path, run_pytorch):
+    name, size = "torchvision_resnet50", SMALL_ODD[0]
+    run_pytorch(tmp_path, name, "--gradients")
+    run_pytorch(tmp_path, name)
+    shapes, _ = read_case(tmp_path / f"{name}.npz")
+    state = procedural_weights(shapes)
+    model, _ = load(name, state)
+    images, truth = image(size)[None], labels(size, model.output_shape[-1])[None]
+    loss = deeplab_tf.SegmentationLoss(ignore_label=255)
+    variables = official_variables(model)
+    trained = {n: v for n, v in variables.items() if v.trainable}
+    with tf.GradientTape() as tape:
+        value = loss(truth, model(images, training=False))
+    ours = tape.gradient(value, [v.value for v in trained.values()])
+    theirs = dict(np.load(tmp_path / f"{name}_gradients.npz"))
+    expected, _ = convert_state_dict(state, {}, name).layout.read_variables(
+        model.model_config, theirs
+    )
+    assert expected.keys() == trained.keys()
+    for key, gradient in zip(trained, ours, strict=True):
+        error = np.linalg.norm(gradient - expected[key])
+        assert error <= 1e-3 * np.linalg.norm(expected[key]), key
+    config = deeplab_tf.TrainConfig(
+        training_number_of_steps=20, base_learning_rate=1e-3, fine_tune_batch_norm=False
+    )
+    trainer = deeplab_tf.Trainer(model, config)
+    losses = [trainer.train_step(images, truth)["data_loss"] for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier_starts_a_model(name, tmp_path, run_pytorch):
     run_pytorch(tmp_path, name, "--save")
-    model = deeplab_tf.from_pretrained(tmp_path / f"{name}.pth", num_classes=5)
+    path = tmp_path / f"{name}.pth"
+    model = deeplab_tf.from_pretrained(path, num_classes=5, output_stride=32)
     assert model.output_shape[-1] == 5
+    _, expected = read_case(tmp_path / f"{name}.npz")
+    odd = {size: x for size, x in expected.items() if size[0] % 2 and size[1] % 2}
+    assert odd
+    for size, features in odd.items():
+        pixels = model.get_layer("normalize")(image(size)[None])
+        ours = model.backbone(pixels)[0][0].numpy()
+        assert np.abs(ours - features).max() <= TOLERANCE * features.std()

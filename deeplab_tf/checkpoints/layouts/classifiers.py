@@ -17,9 +17,10 @@ from deeplab_tf.checkpoints.layouts.backbones import (
     pytorch_conventions,
     resnet_convolutions,
 )
-from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
+from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout, count_modules
 from deeplab_tf.config import BACKBONES, ModelConfig
 from deeplab_tf.config.backbones.mobilenet import MobileNet
+from deeplab_tf.config.backbones.xception import Xception
 
 # DeepLab has no use for the convolution to 1280 channels.
 _V2, _V3 = "mobilenet_v2", "mobilenet_v3_large_classifier"
@@ -60,6 +61,19 @@ def _identify_timm_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     return _make_config(_V3) if is_v3 else None
 
 
+def _identify_xception(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    if "blocks.0.stack.conv1.conv_dw.weight" not in shapes:
+        return None
+    modules = count_modules(shapes, "blocks.")
+    for name, row in BACKBONES.items():
+        network = row.network
+        if isinstance(network, Xception) and modules == sum(
+            block.units for block in network.blocks
+        ):
+            return ModelConfig(name)  # timm has the official weights
+    return None
+
+
 def _convolutions(
     of_network: Callable, prefix: str, config: ModelConfig
 ) -> Iterator[Convolution]:
@@ -90,6 +104,26 @@ def _timm_convolutions(config: ModelConfig) -> Iterator[Convolution]:
         yield Convolution(f"{network.scope}/Conv_1", *names)
 
 
+def _xception_convolutions(config: ModelConfig) -> Iterator[Convolution]:
+    network: Xception = BACKBONES[config.backbone].network
+    for i in (1, 2):
+        stem = (f"stem.{i - 1}.conv", f"stem.{i - 1}.bn")
+        yield Convolution(f"{network.scope}/entry_flow/conv1_{i}", *stem)
+    modules = [(b, unit) for b in network.blocks for unit in range(1, b.units + 1)]
+    for k, (block, unit) in enumerate(modules):
+        scope = f"{network.scope}/{block.scope.replace('.', '/')}/unit_{unit}"
+        scope, module = f"{scope}/xception_module", f"blocks.{k}"
+        if block.shortcut == "conv":
+            names = (f"{module}.shortcut.conv", f"{module}.shortcut.bn")
+            yield Convolution(f"{scope}/shortcut", *names)
+        for i in (1, 2, 3):
+            ours, theirs = f"{scope}/separable_conv{i}", f"{module}.stack.conv{i}"
+            depthwise = (f"{theirs}.conv_dw", f"{theirs}.bn_dw")
+            yield Convolution(f"{ours}_depthwise", *depthwise)
+            pointwise = (f"{theirs}.conv_pw", f"{theirs}.bn_pw")
+            yield Convolution(f"{ours}_pointwise", *pointwise)
+
+
 def _make_layout(name: str, identify: Callable, convolutions: Callable) -> Layout:
     return Layout(f"the ImageNet {name}", identify, convolutions, is_backbone=True)
 
@@ -103,4 +137,5 @@ LAYOUTS = (
     _make_layout("MobileNetV3 of torchvision", _identify_v3, _v3),
     _make_layout("MobileNetV2 of timm", _identify_timm_v2, _timm_convolutions),
     _make_layout("MobileNetV3 of timm", _identify_timm_v3, _timm_convolutions),
+    _make_layout("Xception of timm", _identify_xception, _xception_convolutions),
 )
