@@ -49,7 +49,7 @@ _HOME = {
     "push_to_hub": "checkpoints.hub",
     "save_tf1_checkpoint": "checkpoints.tf1",
     "tf1_variables": "checkpoints.restore",
-    "torch_state_dict": "checkpoints.layouts",
+    "torch_state_dict": "checkpoints.pytorch.layouts",
 }
 
 __all__ = sorted(_HOME)
@@ -57,8 +57,10 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     # Repeats `_HOME` for type checkers, which cannot follow `__getattr__`.
     from deeplab_tf.checkpoints.hub import push_to_hub as push_to_hub
-    from deeplab_tf.checkpoints.layouts import torch_state_dict as torch_state_dict
     from deeplab_tf.checkpoints.pretrained import from_pretrained as from_pretrained
+    from deeplab_tf.checkpoints.pytorch.layouts import (
+        torch_state_dict as torch_state_dict,
+    )
     from deeplab_tf.checkpoints.restore import (
         load_tf1_variables as load_tf1_variables,
         tf1_variables as tf1_variables,

@@ -14,7 +14,7 @@ from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.handles import HUGGING_FACE, import_client
 from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.checkpoints.model_card import CARD, write_model_card
-from deeplab_tf.checkpoints.torch_file import CONFIG, WEIGHTS
+from deeplab_tf.checkpoints.pytorch.weights import CONFIG, WEIGHTS
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
 

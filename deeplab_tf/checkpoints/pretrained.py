@@ -14,6 +14,7 @@ from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints import hub, tf1
 from deeplab_tf.checkpoints.cache import cache_folder
 from deeplab_tf.checkpoints.handles import is_handle
+from deeplab_tf.checkpoints.pytorch.weights import is_torch_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     class_count,
@@ -23,7 +24,6 @@ from deeplab_tf.checkpoints.restore import (
     require_complete,
 )
 from deeplab_tf.checkpoints.sources import find_in_zoo, locate, normalize_source
-from deeplab_tf.checkpoints.torch_file import is_torch_file
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     ZooModel,

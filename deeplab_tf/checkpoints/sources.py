@@ -11,7 +11,10 @@ from deeplab_tf.checkpoints.download import fetch, file_name, is_web, local_path
 from deeplab_tf.checkpoints.exported_graph import FROZEN, TFLITE
 from deeplab_tf.checkpoints.handles import is_handle
 from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
-from deeplab_tf.checkpoints.torch_file import SUFFIXES as TORCH_SUFFIXES, is_torch_file
+from deeplab_tf.checkpoints.pytorch.weights import (
+    SUFFIXES as TORCH_SUFFIXES,
+    is_torch_file,
+)
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     ZooModel,

@@ -27,14 +27,14 @@ from deeplab_tf.checkpoints.exported_graph import (
 )
 from deeplab_tf.checkpoints.keras_file import is_keras_file, load_keras_file
 from deeplab_tf.checkpoints.keys import GRAPH_KEY, weight_keys
-from deeplab_tf.checkpoints.layouts import convert_state_dict
+from deeplab_tf.checkpoints.pytorch.layouts import convert_state_dict
+from deeplab_tf.checkpoints.pytorch.weights import is_torch_file, read_torch_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     format_names,
     load_tf1_variables,
     tf1_variables,
 )
-from deeplab_tf.checkpoints.torch_file import is_torch_file, read_torch_file
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files

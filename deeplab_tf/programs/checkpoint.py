@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.keras_file import is_keras_file
+from deeplab_tf.checkpoints.pytorch.weights import is_torch_file
 from deeplab_tf.checkpoints.restore import (
     class_count,
     has_ranges,
@@ -16,7 +17,6 @@ from deeplab_tf.checkpoints.restore import (
     quantize_with_ranges,
     require_complete,
 )
-from deeplab_tf.checkpoints.torch_file import is_torch_file
 from deeplab_tf.config import Experiment, ModelConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError

@@ -11,7 +11,7 @@ from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.handles import is_handle
 from deeplab_tf.checkpoints.pretrained import find_weights
-from deeplab_tf.checkpoints.torch_file import is_torch_file
+from deeplab_tf.checkpoints.pytorch.weights import is_torch_file
 from deeplab_tf.config import EvalConfig, Experiment, ModelConfig, TrainConfig
 from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset

@@ -24,7 +24,7 @@ from torch_files import (
 )
 
 from deeplab_tf.checkpoints import torch_pickle
-from deeplab_tf.checkpoints.torch_file import read_torch_file
+from deeplab_tf.checkpoints.pytorch.weights import read_torch_file
 from deeplab_tf.errors import UserError
 
 SIX = np.arange(6, dtype=np.float32)

@@ -13,8 +13,8 @@ from torch_files import make_tensor, write_safetensors, write_zip
 import deeplab_tf
 from deeplab_tf.checkpoints import hub
 from deeplab_tf.checkpoints.model_card import write_model_card
+from deeplab_tf.checkpoints.pytorch.weights import read_torch_file
 from deeplab_tf.checkpoints.restore import tf1_variables
-from deeplab_tf.checkpoints.torch_file import read_torch_file
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
 

@@ -24,7 +24,7 @@ from pytorch_networks import (
 
 import deeplab_tf
 from deeplab_tf import ContextConfig, DecoderConfig, ModelConfig
-from deeplab_tf.checkpoints.layouts import convert_state_dict, torch_state_dict
+from deeplab_tf.checkpoints.pytorch.layouts import convert_state_dict, torch_state_dict
 from deeplab_tf.checkpoints.restore import load_tf1_variables
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model

@@ -13,8 +13,8 @@ from loopback import QuietHandler, serve
 from pytorch_networks import procedural_weights, read_case
 from torch_files import make_tensor, write_safetensors, write_zip
 
-from deeplab_tf.checkpoints.layouts import convert_state_dict
 from deeplab_tf.checkpoints.pretrained import find_weights, from_pretrained
+from deeplab_tf.checkpoints.pytorch.layouts import convert_state_dict
 from deeplab_tf.checkpoints.restore import tf1_variables
 from deeplab_tf.checkpoints.zoo import ZOO, page, require_checkpoint
 from deeplab_tf.checkpoints.zoo.pytorch import (

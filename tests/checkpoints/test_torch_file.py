@@ -19,7 +19,7 @@ from torch_files import (
     write_zip,
 )
 
-from deeplab_tf.checkpoints.torch_file import is_torch_file, read_torch_file
+from deeplab_tf.checkpoints.pytorch.weights import is_torch_file, read_torch_file
 from deeplab_tf.errors import UserError
 
 SIX = np.arange(6, dtype=np.float32)

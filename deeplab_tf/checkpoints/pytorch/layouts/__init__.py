@@ -8,14 +8,14 @@ import keras
 import numpy as np
 
 from deeplab_tf.arguments import check_arguments
-from deeplab_tf.checkpoints.layouts import (
+from deeplab_tf.checkpoints.pytorch.layouts import (
     classifiers,
     mmsegmentation,
     segmentation_models,
     torchvision,
     transformers,
 )
-from deeplab_tf.checkpoints.layouts.layout import Layout
+from deeplab_tf.checkpoints.pytorch.layouts.layout import Layout
 from deeplab_tf.checkpoints.restore import is_model_variable, tf1_variables
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError

@@ -1,14 +1,14 @@
 """Interprets pickles of PyTorch without executing them.
 
 A pickle is a program that calls functions by name, so that reading one with the
-`pickle` module can run any code. Here, `torch_objects` decides what a name stands for.
+`pickle` module can run any code. Here, `objects` decides what a name stands for.
 """
 
 import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from deeplab_tf.checkpoints.torch_objects import (
+from deeplab_tf.checkpoints.pytorch.objects import (
     SAVE,
     InvalidFileError,
     Placeholder,

@@ -15,14 +15,14 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
 from deeplab_tf import strict_json
-from deeplab_tf.checkpoints.torch_objects import (
+from deeplab_tf.checkpoints.pytorch.objects import (
     SAVE,
     InvalidFileError,
     Tensor,
     damaged,
     shorten,
 )
-from deeplab_tf.checkpoints.torch_storages import ZIP, Reader, read_legacy, read_zip
+from deeplab_tf.checkpoints.pytorch.storages import ZIP, Reader, read_legacy, read_zip
 from deeplab_tf.errors import UserError, escape, one_line
 from deeplab_tf.files import file_kinds, text_files
 
@@ -182,7 +182,7 @@ def _refuse_other_kinds(head: bytes) -> None:
     if not head:
         raise InvalidFileError("it is empty; download it again")
     if head.startswith(_LFS):
-        raise InvalidFileError("it is a pointer of git-lfs; run git lfs pull")
+        raise InvalidFileError("it is a Git LFS pointer; run git lfs pull")
     if head.lstrip().lower().startswith(_HTML):
         raise InvalidFileError(
             "it is an HTML page; download the file itself, for example with the link "

@@ -135,7 +135,7 @@ def find_global(module: str, name: str) -> _Global:
     if full_name not in _ADMITTED:
         raise InvalidFileError(
             f"it contains {shorten(full_name)}, but only tensors and plain containers "
-            "can be read without running code of the file; if you trust the file, load "
+            "can be read without running code from the file; if you trust the file, load "
             f"the model with PyTorch and save it again with {SAVE}"
         )
     return _Global(full_name)

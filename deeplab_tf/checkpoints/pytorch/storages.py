@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from deeplab_tf.checkpoints.torch_objects import (
+from deeplab_tf.checkpoints.pytorch.objects import (
     SAVE,
     InvalidFileError,
     Storage,
     damaged,
 )
-from deeplab_tf.checkpoints.torch_pickle import MAX_BYTES, interpret
+from deeplab_tf.checkpoints.pytorch.pickles import MAX_BYTES, interpret
 from deeplab_tf.errors import one_line
 
 ZIP = b"PK\x03\x04"

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from deeplab_tf.checkpoints.layouts.backbones import (
+from deeplab_tf.checkpoints.pytorch.layouts.backbones import (
     Shapes,
     block_scope,
     find_resnet,
@@ -17,7 +17,11 @@ from deeplab_tf.checkpoints.layouts.backbones import (
     pytorch_conventions,
     resnet_convolutions,
 )
-from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout, count_modules
+from deeplab_tf.checkpoints.pytorch.layouts.layout import (
+    Convolution,
+    Layout,
+    count_modules,
+)
 from deeplab_tf.config import BACKBONES, ModelConfig
 from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.xception import Xception

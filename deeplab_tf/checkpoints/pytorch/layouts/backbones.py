@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deeplab_tf.checkpoints.layouts.layout import Convolution, count_modules
+from deeplab_tf.checkpoints.pytorch.layouts.layout import Convolution, count_modules
 from deeplab_tf.config import BACKBONES, ConventionsConfig, ModelConfig
 from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.resnet import ResNet

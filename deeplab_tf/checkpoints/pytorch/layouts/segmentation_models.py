@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from deeplab_tf.checkpoints.layouts.backbones import (
+from deeplab_tf.checkpoints.pytorch.layouts.backbones import (
     MOMENTUM,
     Shapes,
     backbone_convolutions,
@@ -11,8 +11,8 @@ from deeplab_tf.checkpoints.layouts.backbones import (
     pytorch_conventions,
     resnet_convolutions,
 )
-from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
-from deeplab_tf.checkpoints.layouts.torchvision import aspp_convolutions
+from deeplab_tf.checkpoints.pytorch.layouts.layout import Convolution, Layout
+from deeplab_tf.checkpoints.pytorch.layouts.torchvision import aspp_convolutions
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.resnet import ResNet

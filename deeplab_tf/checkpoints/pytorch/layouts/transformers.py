@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from deeplab_tf.checkpoints.layouts.backbones import Shapes, block_scope
-from deeplab_tf.checkpoints.layouts.layout import Convolution, Layout
+from deeplab_tf.checkpoints.pytorch.layouts.backbones import Shapes, block_scope
+from deeplab_tf.checkpoints.pytorch.layouts.layout import Convolution, Layout
 from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConfig
 
 _BACKBONE = "mobilenet_v2"

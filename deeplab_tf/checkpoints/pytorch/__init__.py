@@ -1,0 +1,1 @@
+"""Weights of PyTorch projects: their files, and how they name variables."""
