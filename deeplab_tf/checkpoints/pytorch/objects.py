@@ -135,8 +135,8 @@ def find_global(module: str, name: str) -> _Global:
     if full_name not in _ADMITTED:
         raise InvalidFileError(
             f"it contains {shorten(full_name)}, but only tensors and plain containers "
-            "can be read without running code from the file; if you trust the file, load "
-            f"the model with PyTorch and save it again with {SAVE}"
+            "can be read without running code from the file; if you trust the file, "
+            f"load the model with PyTorch and save it again with {SAVE}"
         )
     return _Global(full_name)
 
