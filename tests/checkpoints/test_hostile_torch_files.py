@@ -23,7 +23,7 @@ from torch_files import (
     write_zip,
 )
 
-from deeplab_tf.checkpoints import torch_pickle
+from deeplab_tf.checkpoints.pytorch import pickles
 from deeplab_tf.checkpoints.pytorch.weights import read_torch_file
 from deeplab_tf.errors import UserError
 
@@ -222,7 +222,7 @@ def test_memo_index_needs_no_memory(path):
 
 
 def test_number_of_steps_is_limited(path, monkeypatch):
-    monkeypatch.setattr(torch_pickle, "_MAX_OPCODES", 5000)
+    monkeypatch.setattr(pickles, "_MAX_OPCODES", 5000)
     assert_refused(write_zip(path, Raw(b"N0" * 3000 + b"N"), {}), "more than 5,000 st")
     # A few calls with one large list.
     pairs = encode([("a", 1)] * 300) + b"q\x01"
