@@ -286,7 +286,10 @@ def _logits(name: str, network, size):
             network(batch), size=size, mode="bilinear", align_corners=False
         )
     if name.startswith("transformers"):
-        return network(batch).logits  # before the resize
+        # The caller resizes them, here as in the official code.
+        return torch.nn.functional.interpolate(
+            network(batch).logits, size=size, mode="bilinear", align_corners=True
+        )
     return network(batch)
 
 

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,10 +58,8 @@ def load(name, state):
     return model, network.unused
 
 
-def logits_of(name, model, size):
+def logits_of(model, size):
     """Returns the logits of our model, like `pytorch_networks.logits_of`."""
-    if name.startswith("transformers"):  # it does not resize the logits
-        model = keras.Model(model.input, model.get_layer("logits").output)
     return np.array(model(image(size)[None], training=False)[0])
 
 
@@ -79,7 +76,7 @@ def test_logits_are_those_of_the_project(name):
     state = procedural_weights(shapes)
     model, unused = load(name, state)
     for size, logits in expected.items():
-        assert_equal_logits(logits_of(name, model, size)[::STEP, ::STEP], logits)
+        assert_equal_logits(logits_of(model, size)[::STEP, ::STEP], logits)
     back = torch_state_dict(model)
     assert back.keys() == state.keys() - set(unused)
     assert all(np.array_equal(back[key], state[key]) for key in back)
@@ -151,7 +148,7 @@ def test_full_size_logits_are_those_of_the_project(name, tmp_path, run_pytorch):
     shapes, expected = read_case(tmp_path / f"{name}.npz")
     model, _ = load(name, procedural_weights(shapes))
     for size, logits in expected.items():
-        assert_equal_logits(logits_of(name, model, size), logits)
+        assert_equal_logits(logits_of(model, size), logits)
 
 
 @pytest.mark.slow
@@ -168,7 +165,7 @@ def test_our_weights_give_our_logits_in_the_project(name, tmp_path, run_pytorch)
     run_pytorch(tmp_path, name, f"--weights={tmp_path / 'ours.npz'}")
     _, theirs = read_case(tmp_path / f"{name}.npz")
     for size, logits in theirs.items():
-        assert_equal_logits(logits_of(name, model, size), logits)
+        assert_equal_logits(logits_of(model, size), logits)
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ BROKEN = {
     ),
     "label of another size": (
         shrink_label,
-        "SegmentationClass/2007_000003.png is 60x50 but .*2007_000003.jpg is 61x50",
+        "SegmentationClass/2007_000003.png is 60x50, but .*2007_000003.jpg is 61x50",
     ),
     "value above the classes": (
         set_label(21),

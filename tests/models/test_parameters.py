@@ -16,18 +16,27 @@ from deeplab_tf.presets import PRESETS
 # is of DeepLabv3+ with 21 classes. MobileNetEdgeTPU has no decoder: without the heads
 # (two of 1280 x 256 + 512, three of 9 x 1280 + 2560 + 1280 x 256 + 512, 1280 x 256 +
 # 512, 256 x 21 + 21) its 2 810 432 and a classifier of 1280 x 1001 + 1001 are the
-# 4 092 713 of slim's.
+# 4 092 713 of slim's. Backbones of PyTorch differ from those by known amounts: the
+# features of torchvision's ResNet-152 have 58 143 808 and of its ResNet-50 23 508 032,
+# of its ResNet-34 21 284 672 and of its ResNet-18 11 176 512, and of its
+# MobileNetV3-large 2 971 952; the root of "v1c" has 28 768 and a 7x7 one 9 536.
 BACKBONE_COUNTS = {
     "mobilenet_v2": (2_725_573, 2_764_357),
+    "mobilenet_v2_classifier": (4_398_213, 4_445_317),
+    "mobilenet_v3_large_classifier": (4_722_293, 4_757_765),
     "mobilenet_v3_large_seg": (2_499_669, 2_525_637),
     "mobilenet_v3_small_seg": (1_256_277, 1_271_685),
     "mobilenet_edgetpu": (4_827_221, 4_876_853),
     "resnet_v1_18": (12_338_629, 12_356_613),
     "resnet_v1_18_beta": (12_320_309, 12_338_421),
+    "resnet_v1_34": (22_446_789, 22_472_197),
     "resnet_v1_50": (26_696_133, 26_766_853),
     "resnet_v1_50_beta": (26_819_909, 26_891_013),
     "resnet_v1_101": (45_688_261, 45_811_205),
     "resnet_v1_101_beta": (45_812_037, 45_935_365),
+    "resnet_v1_152": (61_331_909, 61_500_933),
+    "resnet_v1c_50": (26_715_365, 26_786_213),
+    "resnet_v1c_101": (45_707_493, 45_830_565),
     "xception_41": (28_108_661, 28_241_573),
     "xception_65": (41_055_413, 41_258_213),
     "xception_71": (43_477_837, 43_694_413),

@@ -19,7 +19,11 @@ from deeplab_tf.models.variables import official_variables
 from deeplab_tf.pretrain.classifier import build_classifier
 
 FAMILIES = ("xception", "resnet")
-CLASSIFIED = [name for name in BACKBONES if name.startswith(FAMILIES)]
+CLASSIFIED = [
+    name
+    for name in BACKBONES
+    if name.startswith(FAMILIES) and not name.endswith(("_34", "_152", "c_50", "c_101"))
+]
 SMALL = ModelConfig(backbone="resnet_v1_18_beta", num_classes=7, output_stride=32)
 
 

@@ -162,7 +162,7 @@ def test_other_files_are_not_replaced(model, logs, tiny_records, tmp_path):
     (colored / "000000_image.png").write_bytes(b"mine")
     paths = (f"--checkpoint_dir={logs}", f"--dataset_dir={tiny_records}")
     flags = (*MODEL, f"--vis_logdir={tmp_path}")
-    assert_refused("000000_image.png exists and was not", VIS, *paths, *flags)
+    assert_refused("000000_image.png exists but was not", VIS, *paths, *flags)
     assert (colored / "000000_image.png").read_bytes() == b"mine"
     run(VIS, *paths, *flags, "--overwrite")
     assert (colored / "000000_image.png").read_bytes() != b"mine"
