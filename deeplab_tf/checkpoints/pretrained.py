@@ -62,7 +62,7 @@ def from_pretrained(
     The architecture, `model_config`, comes from the zoo, the `experiment.json` next to
     the checkpoint, the export, the `.keras` file, or the graph of a TFLite file or
     frozen graph; otherwise, it is that of the zoo model with the same variables.
-    Weights of PyTorch get the architecture and the conventions of their project.
+    PyTorch weights get the architecture and conventions of their project.
     Pretrained backbones get a new head. Re-initialised layers are printed.
 
     Args:
@@ -72,8 +72,8 @@ def from_pretrained(
             `.keras` file, the folder of an export, an archive of one of these, or its
             URL; or a model on a hub: `hf://user/repo` or
             `kaggle://user/model/keras/variation`. An existing path takes precedence
-            over a zoo name. Also weights of PyTorch, a `.pth`, `.pt`, `.bin` or
-            `.safetensors` file or a folder of Hugging Face: DeepLabv3 and LR-ASPP of
+            over a zoo name. Also PyTorch weights (a `.pth`, `.pt`, `.bin` or
+            `.safetensors` file, or a Hugging Face folder): DeepLabv3 and LR-ASPP of
             torchvision, DeepLabV3 and DeepLabV3Plus of segmentation_models_pytorch and
             MMSegmentation, MobileNetV2 of transformers, and ImageNet classifiers of
             torchvision and timm.

@@ -12,10 +12,10 @@ _PIXELS = Range(at_least=-(2.0**16), at_most=2.0**16)
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class ConventionsConfig:
-    """Details that other frameworks compute differently; no weights depend on them.
+    """Details that frameworks compute differently, without effect on the variables.
 
-    The defaults are those of the official code. `from_pretrained` sets what the
-    project needs that weights come from.
+    The defaults are those of the official code. `from_pretrained` sets those of the
+    project that the weights come from.
 
     Raises:
         UserError: for an invalid value.
@@ -39,13 +39,13 @@ class ConventionsConfig:
     strided_unit: str = option(
         "last",
         ("last", "first"),
-        "Unit of a ResNet's block that has the stride: last or first.",
+        "Unit of a ResNet block that applies the stride: last or first.",
         flag="",
     )
     strided_convolution: int = option(
         2,
         Range(at_least=1, at_most=2),
-        "Convolution of a ResNet's unit that has the stride: 2, or 1 as in the "
+        "Convolution of a ResNet unit that applies the stride: 2, or 1 as in the "
         "two-convolution units of PyTorch and in Caffe.",
         flag="",
     )
@@ -71,15 +71,15 @@ class ConventionsConfig:
     )
     depthwise_normalization: bool = option(
         True,
-        help="Apply batch normalisation and ReLU between the depthwise and the "
-        "pointwise convolution in the ASPP and the decoder.",
+        help="Apply batch normalisation and ReLU between the depthwise and pointwise "
+        "convolutions of the ASPP and the decoder.",
         flag="",
     )
     batch_norm_epsilon: float | None = option(
         None,
         Range(above=0, at_most=1),
-        "Epsilon of all batch normalisation. Default: the official value of each part "
-        "(1e-3 or 1e-5).",
+        "Epsilon of all batch normalisation layers. Default: the official value of "
+        "each part (1e-3 or 1e-5).",
         flag="",
     )
     pixel_mean: tuple[float, ...] | None = option(
@@ -92,8 +92,8 @@ class ConventionsConfig:
     pixel_deviation: tuple[float, ...] | None = option(
         None,
         Range(above=0, at_most=2**16),
-        "Standard deviation of each channel, 0..255, to divide the image by after "
-        "subtracting pixel_mean. Default: 1.",
+        "Standard deviation of each channel, 0..255; the image is divided by it after "
+        "pixel_mean is subtracted. Default: 1.",
         flag="",
     )
 

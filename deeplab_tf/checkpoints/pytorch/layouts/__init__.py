@@ -1,4 +1,4 @@
-"""Networks of other projects: how they name their variables, and their configs."""
+"""Networks of other projects: their variable names and configs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def convert_state_dict(
 
 @check_arguments(model=BUILT)
 def torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns the weights of a model under the names of the project it is built like.
+    """Returns a model's weights under the variable names of the matching project.
 
     The inverse of `from_pretrained` for PyTorch files: convert the values with
     `torch.from_numpy` and pass them to `load_state_dict` of torchvision's DeepLabv3 and
@@ -87,7 +87,7 @@ def torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     `MobileNetV2ForSemanticSegmentation`.
 
     Raises:
-        UserError: if no network of these projects computes the same as the model.
+        UserError: if no network of these projects computes the same function.
     """
     config = model.model_config
     arrays = {n: a for n, a in tf1_variables(model).items() if is_model_variable(n)}
@@ -107,7 +107,7 @@ def torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def _is_same_function(ours: ModelConfig, theirs: ModelConfig) -> bool:
-    """Returns whether configs with the same variables compute the same.
+    """Returns whether configs with the same variables compute the same function.
 
     The projects choose the output stride, the rates, the multi-grid and the scaling of
     pixels when they build a network.

@@ -1,4 +1,4 @@
-"""Backbones as PyTorch's projects name them."""
+"""Backbones under the variable names of PyTorch projects."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from deeplab_tf.config.backbones.resnet import ResNet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Of ImageNet, 0..255, in the order red, green, blue.
+# Statistics of ImageNet, 0..255, in RGB order.
 _MEAN = (123.675, 116.28, 103.53)
 _DEVIATION = (58.395, 57.12, 57.375)
 # Decay of the moving statistics; PyTorch's momentum is 0.1.
@@ -22,7 +22,7 @@ def pytorch_conventions(
 ) -> ConventionsConfig:
     """Returns the conventions of PyTorch's networks, with some fields replaced.
 
-    Images with other than three channels are scaled to [0, 1].
+    Images that do not have three channels are scaled to [0, 1].
     """
     common = {
         "padding": "symmetric",
@@ -40,7 +40,7 @@ def pytorch_conventions(
         "pixel_mean": _MEAN if is_rgb else channels * (0.0,),
         "pixel_deviation": _DEVIATION if is_rgb else channels * (255.0,),
     }
-    # The official code has this epsilon in ResNets and heads only.
+    # The official code uses this epsilon only in ResNets and heads.
     epsilon = {"batch_norm_epsilon": 1e-5}
     return ConventionsConfig(**{**own, **scaling, **epsilon, **fields})
 
@@ -48,8 +48,8 @@ def pytorch_conventions(
 def backbone_convolutions(config: ModelConfig, builders: Mapping) -> Iterator:
     """Yields the convolutions of a backbone.
 
-    `builders` maps types of networks to functions and prefixes of names; there are no
-    convolutions for other types.
+    `builders` maps network types to functions and name prefixes; other types yield no
+    convolutions.
     """
     network = BACKBONES[config.backbone].network
     if type(network) in builders:

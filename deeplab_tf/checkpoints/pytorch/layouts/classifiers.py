@@ -1,4 +1,4 @@
-"""ImageNet classifiers of torchvision and timm, as starts for training.
+"""ImageNet classifiers of torchvision and timm, to start training from.
 
 The head is ours, and images are padded as in the official code, which makes no
 difference at sizes of `k * output_stride + 1`.

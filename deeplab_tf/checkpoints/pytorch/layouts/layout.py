@@ -7,7 +7,7 @@ import numpy as np
 
 from deeplab_tf.config import ModelConfig
 
-# Leaves of official names and of PyTorch's.
+# The last parts of official names and of PyTorch names.
 _CONVOLUTION = {"biases": "bias", "weights": "weight", "depthwise_weights": "weight"}
 _NORMALIZATION = {
     "gamma": "weight",
@@ -38,8 +38,8 @@ class Layout(NamedTuple):
 
     Attributes:
         name: Name of the project.
-        identify: Returns the config of a network by the shapes of its variables and
-            the content of a `config.json`, or None if it is of another family.
+        identify: Returns the config of a network from the shapes of its variables and
+            the content of a `config.json`, or None if it is from another family.
         convolutions: Returns the convolutions of a config.
         is_backbone: Whether the networks are classifiers, of which only the backbone is
             used.
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     def read_variables(
         self, config: ModelConfig, state: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Returns the official variables of a state dict, and the names not used."""
+        """Returns the official variables of a state dict, and the unused names."""
         arrays, unused = {}, dict.fromkeys(state)
         for convolution in self.convolutions(config):
             for name, source in _names(convolution):
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
     def write_variables(
         self, config: ModelConfig, arrays: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Returns the state dict of official variables, and the names not used."""
+        """Returns the state dict of official variables, and the unused names."""
         state, unused = {}, dict.fromkeys(arrays)
         for convolution in self.convolutions(config):
             for name, target in _names(convolution):
@@ -78,7 +78,7 @@ class Layout(NamedTuple):
 
 
 def _names(convolution: Convolution) -> Iterator[tuple[str, str]]:
-    """Yields official names and PyTorch's of the variables that may exist."""
+    """Yields the official and PyTorch names of the variables that may exist."""
     scope, name, normalization, _ = convolution
     is_depthwise = scope.endswith("depthwise")
     for ours, theirs in _CONVOLUTION.items():

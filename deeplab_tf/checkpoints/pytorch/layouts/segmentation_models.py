@@ -29,7 +29,7 @@ _RATES = (12, 24, 36)  # at every output stride
 def _identify(
     shapes: Shapes, description: Mapping, aspp: str, decoder: DecoderConfig, stride: int
 ) -> ModelConfig | None:
-    """Returns the config of a network whose ASPP has a name."""
+    """Returns the config of a network; `aspp` is the name of its ASPP module."""
     logits, projection = shapes.get(_LOGITS), f"{aspp}.project.0.weight"
     backbone = find_resnet(shapes, "encoder.")
     first = "encoder.conv1.weight"

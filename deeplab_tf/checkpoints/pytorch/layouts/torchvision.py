@@ -76,7 +76,7 @@ def _deeplab_convolutions(config: ModelConfig) -> Iterator[Convolution]:
 
 
 def aspp_convolutions(config: ModelConfig, prefix: str) -> Iterator[Convolution]:
-    """Yields the convolutions of an ASPP, dense or of segmentation_models_pytorch."""
+    """Yields an ASPP's convolutions, dense or as in segmentation_models_pytorch."""
     branches = f"{prefix}.convs"
     yield Convolution("aspp0", f"{branches}.0.0", f"{branches}.0.1")
     rates = config.atrous_rates
