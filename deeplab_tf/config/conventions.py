@@ -12,7 +12,7 @@ _PIXELS = Range(at_least=-(2.0**16), at_most=2.0**16)
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class ConventionsConfig:
-    """Details that frameworks compute differently, without effect on the variables.
+    """Details that other frameworks compute differently.
 
     The defaults are those of the official code. `from_pretrained` sets those of the
     project that the weights come from.
