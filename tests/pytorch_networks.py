@@ -1,4 +1,4 @@
-"""Networks of PyTorch's projects with procedural weights, and their logits.
+"""Networks of PyTorch projects with procedural weights, and their logits.
 
 Runs in the environment of `tools/pytorch_venv.sh`:
 

@@ -59,7 +59,7 @@ def download(handle: str, cache_dir: str | None = None) -> str:
 
 
 def _download_first(client: Any, name: str, **options: Any) -> str:
-    """Returns the path of `model.keras`, or of a folder with weights of PyTorch."""
+    """Returns the path of `model.keras`, or of a folder with PyTorch weights."""
     errors = importlib.import_module(f"{client.__name__}.errors")
     missing_entry = errors.EntryNotFoundError
     try:

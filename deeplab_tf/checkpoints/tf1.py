@@ -197,7 +197,7 @@ class Checkpoint:
     Attributes:
         prefix: Prefix of its files.
         arrays: `{official name: array}`; see `read_variables`.
-        stored: The model config that a `.keras` file stores, or that weights of PyTorch
+        stored: The model config that a `.keras` file stores, or that PyTorch weights
             need; None for other files.
         graph: The TFLite file or frozen graph, if it is one.
         is_classifier: Whether only the backbone is pretrained.
@@ -335,7 +335,7 @@ def load_tf1_checkpoint(
     Args:
         model: A model of `build_model`.
         prefix: Prefix or folder of the checkpoint, a frozen graph, a TFLite file, a
-            `.keras` file or weights of PyTorch (see `from_pretrained`).
+            `.keras` file or PyTorch weights (see `from_pretrained`).
         exclude: Scopes (prefixes of names) to skip.
 
     Returns:

@@ -63,7 +63,7 @@ def _find_base_model(
 ) -> tuple[ModelConfig | None, str]:
     """Returns the model that flags override, and its name for notes.
 
-    Weights of PyTorch need the conventions of their project and, without a preset,
+    PyTorch weights need the conventions of their project and, without a preset,
     describe the model as well. A resumed run does not read them again.
     """
     base, start = preset and preset.model, values.tf_initial_checkpoint

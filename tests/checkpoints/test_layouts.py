@@ -1,4 +1,4 @@
-"""Networks of PyTorch's projects: configs, logits and round trips."""
+"""Networks of PyTorch projects: configs, logits and round trips."""
 
 import dataclasses
 import os
@@ -123,7 +123,7 @@ def test_unknown_network_is_refused_with_what_is_supported():
 def test_model_of_no_project_has_no_torch_state_dict(options):
     with zero_kernels():
         model = build_model(ModelConfig(**options))
-    with pytest.raises(UserError, match=r"^no network of PyTorch's projects"):
+    with pytest.raises(UserError, match=r"^no network of a PyTorch project"):
         torch_state_dict(model)
 
 

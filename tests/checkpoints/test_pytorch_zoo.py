@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch's projects, by name."""
+"""Checkpoints of PyTorch projects, by name."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Weights of PyTorch are read bit for bit, without PyTorch."""
+"""PyTorch weights are read bit for bit, without PyTorch."""
 
 import argparse
 import collections

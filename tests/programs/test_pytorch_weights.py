@@ -1,4 +1,4 @@
-"""The programs with weights of PyTorch."""
+"""The programs with PyTorch weights."""
 
 import json
 

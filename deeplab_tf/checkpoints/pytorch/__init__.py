@@ -1,1 +1,1 @@
-"""Weights of PyTorch projects: their files, and how they name variables."""
+"""Weights from PyTorch projects: their files, and how they name variables."""

@@ -70,7 +70,7 @@ class TorchFile:
 
 
 def is_torch_file(path: str) -> bool:
-    """Returns whether a path names weights of PyTorch: a file, or a folder with them.
+    """Returns whether a path names PyTorch weights: a file, or a folder with them.
 
     Only the name of a file matters.
     """

@@ -2,7 +2,7 @@
 
     python -m deeplab_tf.checkpoints.zoo
 
-lists them, and those of PyTorch's projects, with their figures. Names and archives are
+lists them, and those of PyTorch projects, with their figures. Names and archives are
 from `model_zoo.md` and `quantize.md` in
 github.com/tensorflow/models/tree/master/research/deeplab/g3doc; models, protocols and
 figures are from the presets.

@@ -62,7 +62,7 @@ a different split. For a quick trial, add `--images=20`.
 `python -m benchmarks.zoo_time` measured the CPU times
 with {machine}.
 
-## Checkpoints of PyTorch's projects
+## Checkpoints of PyTorch projects
 
 `from_pretrained` also downloads and converts these by name, without PyTorch
 ([pretrained models](pretrained.md)). Names, addresses, figures and licences are as stated by

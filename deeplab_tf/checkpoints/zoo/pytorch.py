@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch's projects: torchvision, MMSegmentation and Hugging Face.
+"""Checkpoints of PyTorch projects: torchvision, MMSegmentation and Hugging Face.
 
 Addresses, sizes and figures are those of the packages: torchvision 0.29.1
 (`torchvision.models.segmentation`), MMSegmentation 1.2.2 (`metafile.yaml` of its

@@ -100,7 +100,7 @@ def torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
         if theirs is not None and _is_same_function(config, theirs):
             return state
     raise UserError(
-        f"no network of PyTorch's projects computes the same as this {config.backbone} "
+        f"no network of a PyTorch project computes the same as this {config.backbone} "
         "model; start from weights of one (from_pretrained), or build the model with "
         f"its config: {_PROJECTS}"
     )
