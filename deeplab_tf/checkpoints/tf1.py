@@ -60,8 +60,7 @@ def resolve(path: str) -> str:
     with the highest step (official archives have no `checkpoint` file), else a frozen
     graph or TFLite file. A `checkpoint` file that names a missing checkpoint is ignored
     with a warning. Hidden files, such as those that macOS creates, are ignored. The
-    prefix of a `.keras` file, a file of PyTorch or a folder of Hugging Face is its
-    path.
+    prefix of a `.keras` file, a PyTorch file or a Hugging Face folder is its path.
 
     Raises:
         MissingCheckpointError: if there is no checkpoint; names those that exist.
@@ -228,8 +227,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     checkpoint, so all variables belong to one checkpoint.
 
     Args:
-        path: A prefix, a folder, an exported graph, a `.keras` file or weights of
-            PyTorch; see `resolve`.
+        path: A prefix, a folder, an exported graph, a `.keras` file or PyTorch weights;
+            see `resolve`.
 
     Raises:
         UserError: if there is no checkpoint, or it is damaged or has been removed.

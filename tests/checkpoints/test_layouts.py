@@ -1,5 +1,6 @@
 """Networks of PyTorch projects: configs, logits and round trips."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -23,7 +24,11 @@ from pytorch_networks import (
 
 import deeplab_tf
 from deeplab_tf import ContextConfig, DecoderConfig, ModelConfig
-from deeplab_tf.checkpoints.pytorch.layouts import convert_state_dict, torch_state_dict
+from deeplab_tf.checkpoints.pytorch.layouts import (
+    convert_state_dict,
+    identify,
+    torch_state_dict,
+)
 from deeplab_tf.checkpoints.restore import load_tf1_variables
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
@@ -106,6 +111,16 @@ def test_unknown_network_is_refused_with_what_is_supported():
     state = {"encoder.weight": np.zeros((1, 1)), "encoder.bias": np.zeros(1)}
     with pytest.raises(UserError, match=r"^unet.pth has .* \(encoder.weight.*timm$"):
         convert_state_dict(state, {}, "unet.pth")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_missing_and_misshapen_variables_raise_no_other_error(name):
+    shapes, _ = read_case(FOLDER / "pytorch" / f"{name}.npz")
+    for key in shapes:
+        others = {n: shape for n, shape in shapes.items() if n != key}
+        for variables in (others, *(others | {key: x} for x in ((), (3,), (1, 2, 3)))):
+            with contextlib.suppress(UserError):
+                identify(variables, {})
 
 
 @pytest.mark.parametrize(

@@ -65,15 +65,31 @@ def convert_state_dict(
         UserError: if no supported network has such variables.
     """
     shapes = {name: np.shape(array) for name, array in state.items()}
-    for layout in LAYOUTS:
-        config = layout.identify(shapes, description)
-        if config is not None:
-            return Network(layout, config, *layout.read_variables(config, state))
+    found = identify(shapes, description)
+    if found is not None:
+        layout, config = found
+        return Network(layout, config, *layout.read_variables(config, state))
     first = ", ".join(list(state)[:3])
     raise UserError(
         f"{source} has variables of no supported network ({first}, ...); supported: "
         f"{_PROJECTS}"
     )
+
+
+def identify(
+    shapes: Mapping[str, tuple[int, ...]], description: Mapping
+) -> tuple[Layout, ModelConfig] | None:
+    """Returns the layout and the config of a network, if it is a supported one."""
+    for layout in LAYOUTS:
+        try:
+            config = layout.identify(shapes, description)
+        except UserError:
+            raise
+        except (LookupError, ValueError):
+            continue  # a variable is missing or has a different number of axes
+        if config is not None:
+            return layout, config
+    return None
 
 
 @check_arguments(model=BUILT)
