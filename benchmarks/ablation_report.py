@@ -4,9 +4,7 @@ Differences are in points of mIoU. The noise of a score is the standard deviatio
 seeds, pooled over the rows with several seeds.
 """
 
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -30,22 +28,6 @@ _TRIMAP_NOTE = "mIoU in % within trimaps: mean and standard deviation over seeds
 _CLAIM_COLUMNS = ("row", "claim", "source", "published", "ours", "holds")
 _SCORE_COLUMNS = ("row", "mIoU in %", "seeds", "minutes of training")
 _Results = Mapping[str, Sequence[dict]]  # runs by row
-
-
-def result_path(folder: str, row: str) -> str:
-    """Returns the path of a row's results."""
-    return os.path.join(folder, f"{row}.json")
-
-
-def read_results(folder: str) -> dict[str, list[dict]]:
-    """Returns the runs in a folder by row; rows without a file have none."""
-    results: dict[str, list[dict]] = {}
-    for name in ROWS:
-        path, results[name] = result_path(folder, name), []
-        if os.path.exists(path):
-            with open(path) as file:
-                results[name] = json.load(file)["runs"]
-    return results
 
 
 def judge(expected: str, difference: float, noise: float | None) -> str:

@@ -7,8 +7,8 @@ the presets.
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 
+from benchmarks.short_runs import Row, Suite
 from deeplab_tf.config import (
     DataConfig,
     DecoderConfig,
@@ -48,25 +48,6 @@ class Claim:
         names = self.preset, self.reference_preset
         own, other = (PRESETS[name].published.miou for name in names)
         return own - other
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """An ablation: differences from the base in training or evaluation.
-
-    `model` holds official model flags, `train` and `evaluation` fields of `TrainConfig`
-    and `EvalConfig`.
-    """
-
-    name: str
-    model: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    train: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    from_checkpoint: bool = True
-    replicas: int = 1  # logical CPU devices that share a batch
-    trained_by: str = ""  # row whose trained model it evaluates
-    evaluation: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    eval_output_stride: int | None = None  # that of training
-    has_several_seeds: bool = False
 
 
 # The base of all rows. The official fine-tuning recipe is too slow for a new decoder:
@@ -123,5 +104,6 @@ _ROWS = (
     Row("from_scratch", from_checkpoint=False),
 )
 ROWS = {row.name: row for row in _ROWS}
+SUITE = Suite(ROWS, BASE, BASE_EVALUATION)
 _CSV = pathlib.Path(__file__).with_name("ablation_claims.csv").read_text()
 CLAIMS = tuple(Claim(**line) for line in csv.DictReader(_CSV.splitlines()))

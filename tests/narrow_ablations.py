@@ -9,7 +9,7 @@ import benchmarks.quiet_tensorflow  # noqa: F401
 import dataclasses
 
 from benchmarks import ablations
-from benchmarks.ablation_rows import BASE, BASE_EVALUATION
+from benchmarks.ablation_rows import BASE, BASE_EVALUATION, SUITE
 from deeplab_tf.programs import run_program
 
 NARROW = dataclasses.replace(
@@ -23,9 +23,13 @@ NARROW = dataclasses.replace(
     data=dataclasses.replace(BASE.data, crop_size=(33, 65), batch_size=4),
     train=dataclasses.replace(BASE.train, save_interval_steps=0),
 )
-NARROW_EVALUATION = dataclasses.replace(BASE_EVALUATION, eval_crop_size=(65, 65))
+NARROW_SUITE = dataclasses.replace(
+    SUITE,
+    base=NARROW,
+    evaluation=dataclasses.replace(BASE_EVALUATION, eval_crop_size=(65, 65)),
+)
 
 
 if __name__ == "__main__":
-    ablations.BASE, ablations.BASE_EVALUATION = NARROW, NARROW_EVALUATION
+    ablations.SUITE = NARROW_SUITE
     run_program("benchmarks.ablations")

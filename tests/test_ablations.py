@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from narrow_ablations import NARROW, NARROW_EVALUATION
+from narrow_ablations import NARROW, NARROW_SUITE
 from program_runs import assert_refused, run
 
-from benchmarks import ablation_report, ablations
-from benchmarks.ablation_rows import BASE, BASE_ROW, CLAIMS, ROWS
+from benchmarks import ablation_report, ablations, short_runs
+from benchmarks.ablation_rows import BASE, BASE_ROW, CLAIMS, ROWS, SUITE
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import DecoderConfig
 from deeplab_tf.data.info import dataset_info
@@ -48,13 +48,14 @@ def paths(tiny_records, tmp_path):
 @pytest.fixture
 def program(monkeypatch, paths, checkpoint):
     """A function that runs the narrow ablations with flags and returns the output."""
-    monkeypatch.setattr(ablations, "BASE", NARROW)
-    monkeypatch.setattr(ablations, "BASE_EVALUATION", NARROW_EVALUATION)
+    monkeypatch.setattr(ablations, "SUITE", NARROW_SUITE)
     return functools.partial(run, PROGRAM, *paths, checkpoint, "--seeds=1")
 
 
-BENCH = ablations.Bench(
-    ablations.make_base(
+BENCH = short_runs.Bench(
+    SUITE,
+    short_runs.make_base(
+        SUITE,
         "records",
         dataset_info("camvid"),
         dataclasses.replace(
@@ -97,7 +98,7 @@ def test_claims_agree_with_the_published_figures():
 
 
 def test_every_row_has_its_own_settings():
-    settings = {row.name: ablations.make_settings(row, BENCH) for row in ROWS.values()}
+    settings = {row.name: short_runs.make_settings(row, BENCH) for row in ROWS.values()}
     assert len({json.dumps(own) for own in settings.values()}) == len(ROWS)
     # Only these rows start from scratch or share a batch.
     scratch = [name for name, own in settings.items() if not own["checkpoint"]]
@@ -107,24 +108,24 @@ def test_every_row_has_its_own_settings():
 
 
 def test_rows_override_the_base():
-    base = ablations.make_experiment(ROWS[BASE_ROW], 1, BENCH)
+    base = short_runs.make_experiment(ROWS[BASE_ROW], 1, BENCH)
     assert base.train.base_learning_rate == BASE.train.base_learning_rate == 0.001
     assert (base.model.num_classes, base.train.ignore_label) == (11, 11)
     assert (base.data.seed, base.train.train_logdir) == (1, "out/decoder/seed1")
     assert ROWS["train_stride_8"].model == {"output_stride": 8}
-    strided = ablations.make_experiment(ROWS["train_stride_8"], 1, BENCH)
+    strided = short_runs.make_experiment(ROWS["train_stride_8"], 1, BENCH)
     assert strided.model == base.model.at_output_stride(8)
-    frozen = ablations.make_experiment(ROWS["frozen_batch_norm"], 1, BENCH)
+    frozen = short_runs.make_experiment(ROWS["frozen_batch_norm"], 1, BENCH)
     assert (frozen.train.normalization, base.train.normalization) == ("freeze", "train")
 
 
 def test_evaluation_rows_share_a_model():
-    base = ablations.make_experiment(ROWS[BASE_ROW], 0, BENCH)
+    base = short_runs.make_experiment(ROWS[BASE_ROW], 0, BENCH)
     for row in ROWS.values():
-        own = ablations.make_experiment(row, 0, BENCH)
+        own = short_runs.make_experiment(row, 0, BENCH)
         assert (own == base) == (BASE_ROW in (row.name, row.trained_by)), row.name
         assert not (row.trained_by and ROWS[row.trained_by].trained_by)
-    scales = ablations.make_evaluation(ROWS["multi_scale_flips"], BENCH)
+    scales = short_runs.make_evaluation(ROWS["multi_scale_flips"], BENCH)
     assert scales.add_flipped_images and len(scales.eval_scales) == 6
 
 
@@ -146,7 +147,7 @@ def test_paths_are_not_part_of_the_settings(part, change, is_setting):
             "experiment": dataclasses.replace(BENCH.experiment, **{part: changed})
         }
     before, after = (
-        ablations.make_settings(ROWS[BASE_ROW], bench)
+        short_runs.make_settings(ROWS[BASE_ROW], bench)
         for bench in (BENCH, dataclasses.replace(BENCH, **change))
     )
     assert (before != after) == is_setting
@@ -275,7 +276,7 @@ def test_trimap_plot_has_both_curves(results):
 
 def test_rows_without_result_files_have_no_runs(tmp_path):
     (tmp_path / "dense.json").write_text(json.dumps({"runs": make_runs(0.63)}))
-    found = ablation_report.read_results(str(tmp_path))
+    found = short_runs.read_results(str(tmp_path), ROWS)
     assert list(found) == list(ROWS)
     assert (found["dense"], found["decoder"]) == (make_runs(0.63), [])
 
@@ -319,7 +320,7 @@ def test_finished_row_is_kept_until_settings_change(program, tmp_path):
     "message, flag",
     [
         (
-            "--rows=flips is not an ablation; choose from decoder, bilinear",
+            "--rows=flips is not a row; choose from decoder, bilinear",
             "--rows=dense,flips",
         ),
         ("no checkpoint .*none", "--rows=dense"),
@@ -334,7 +335,7 @@ def test_invalid_flags_are_refused_before_writing(paths, tmp_path, message, flag
 
 @pytest.mark.slow
 def test_killed_row_resumes(program, tmp_path, monkeypatch):
-    load = ablations.load_dataset
+    load = short_runs.load_dataset
 
     def load_and_kill(*arguments, **options):
         """Returns real batches, and sends SIGTERM with the third."""
@@ -350,12 +351,12 @@ def test_killed_row_resumes(program, tmp_path, monkeypatch):
         )
         return tf.data.Dataset.zip(batches, numbers).map(lambda batch, _: batch)
 
-    monkeypatch.setattr(ablations, "load_dataset", load_and_kill)
+    monkeypatch.setattr(short_runs, "load_dataset", load_and_kill)
     with pytest.raises(SystemExit) as error:
         program("--rows=bilinear", "--steps=60")
     assert error.value.code == 143
     assert not (tmp_path / "bilinear.json").exists()
-    monkeypatch.setattr(ablations, "load_dataset", load)
+    monkeypatch.setattr(short_runs, "load_dataset", load)
     out = program("--rows=bilinear", "--steps=60")
     (result,) = read_runs(tmp_path, "bilinear")
     assert 1 <= result["first_step"] < 60

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 import benchmarks.quiet_tensorflow  # noqa: E402, F401
 
-from benchmarks import ablation_report  # noqa: E402
+from benchmarks import ablation_report, short_runs  # noqa: E402
+from benchmarks.ablation_rows import ROWS  # noqa: E402
 from benchmarks.measuring import markdown_table  # noqa: E402
 from deeplab_tf import flags  # noqa: E402
 from deeplab_tf.checkpoints.zoo import page as zoo_page  # noqa: E402
@@ -172,7 +173,7 @@ def _result(program: str) -> str:
         "ablations_600": ablation_report.trimap_markdown,
     }
     if program in tables:
-        return tables[program](ablation_report.read_results(str(folder / program)))
+        return tables[program](short_runs.read_results(str(folder / program), ROWS))
     if program == "camvid":
         return _scores(folder / program)
     return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
