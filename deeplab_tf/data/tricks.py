@@ -31,9 +31,9 @@ class UniformClasses:
         u = tf.random.stateless_uniform([3], [config.seed + 1, index])
         classes = self.table.shape[0]
         c = tf.minimum(tf.cast(u[1] * classes, tf.int32), classes - 1)
-        n = self.counts[c]
+        n = tf.gather(self.counts, c)
         k = tf.minimum(tf.cast(u[2] * tf.cast(n, tf.float32), tf.int64), n - 1)
-        return Drawn(u[0] < config.uniform_classes, c, self.table[c, k])
+        return Drawn(u[0] < config.uniform_classes, c, tf.gather_nd(self.table, tf.stack([tf.cast(c, tf.int64), k])))
 
     def aim(self, own, label, crop, size, config):
         """A crop whose centre is a random pixel of the class."""
