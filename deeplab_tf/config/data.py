@@ -93,6 +93,10 @@ class DataConfig:
         "Maximum relative change of brightness, contrast and saturation in training, "
         "0..1; the papers use none.",
     )
+    uniform_classes: float = ours(0.0, NOT_NEGATIVE, "Share of crops.")
+    copy_paste: float = ours(0.0, NOT_NEGATIVE, "Share of crops.")
+    cutmix: float = ours(0.0, NOT_NEGATIVE, "Share of crops.")
+    hue: float = ours(0.0, NOT_NEGATIVE, "Strength.")
     bootstrap_classes: tuple[str, ...] = ours(
         (),
         help="Show images with any of these classes twice per epoch. For VOC the paper "

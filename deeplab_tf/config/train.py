@@ -159,6 +159,14 @@ class TrainConfig:
     focal_gamma: float = ours(
         0.0, NOT_NEGATIVE, "Gamma of the focal loss (1708.02002); 0 is cross-entropy."
     )
+    boundary_relaxation: int = ours(0, NOT_NEGATIVE, "Radius.")
+    lovasz_weight: float = ours(0.0, NOT_NEGATIVE, "Weight.")
+    dice_weight: float = ours(0.0, NOT_NEGATIVE, "Weight.")
+    rmi_weight: float = ours(0.0, NOT_NEGATIVE, "Weight.")
+    backbone_lr: float = ours(1.0, NOT_NEGATIVE, "Factor.")
+    teacher: str | None = ours(None, help="Checkpoint.")
+    teacher_weight: float = ours(0.5, NOT_NEGATIVE, "Weight.")
+    teacher_scales: tuple[float, ...] = ours((0.75, 1.0, 1.5), NOT_NEGATIVE, "Scales.")
     batch_norm: str = ours(
         "auto",
         ("auto", "train", "sync", "freeze"),

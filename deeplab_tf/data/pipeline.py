@@ -51,6 +51,9 @@ def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
     )
 
 
+from deeplab_tf.data.tricks import UniformClasses, jitter_more, mix_samples
+
+
 class _Cropper:
     """Makes random training crops from the records of a source."""
 
@@ -63,8 +66,15 @@ class _Cropper:
             list_epoch_positions(source, config.bootstrap_classes)
         )
 
+        self._uniform = UniformClasses(source) if config.uniform_classes else None
+
     def _position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of a training sample's record in the source."""
+        if self._uniform:
+            own = self._uniform.draw(self.config, index)
+            plain = tf.gather(self._epoch, shuffle_index(
+                index, tf.size(self._epoch, tf.int64), self.config.seed))
+            return tf.where(own.used, own.position, plain)
         count = tf.size(self._epoch, tf.int64)
         return tf.gather(self._epoch, shuffle_index(index, count, self.config.seed))
 
@@ -82,6 +92,7 @@ class _Cropper:
         missing = self._position(tf.gather(indices, _find_first(~is_found)))
         with self._reader.require_readable(missing, tf.reduce_all(is_found)):
             checks = tf.nest.map_structure(tf.identity, checks)
+        images, labels = mix_samples(images, labels, indices, self.config)
         is_bad = tf.reduce_any(checks.size != checks.label_size, 1) | (checks.value > 0)
         bad = _find_first(is_bad)
         position = self._position(tf.gather(indices, bad))
@@ -101,7 +112,11 @@ class _Cropper:
             config.max_scale_factor,
             config.scale_factor_step_size,
         )
-        image, label, window, checks = self._decode(position, random_crop)
+        own = self._uniform.draw(config, index) if self._uniform else None
+        image, label, window, checks = self._decode(position, random_crop, own)
+        if config.hue:
+            noise = tf.random.stateless_uniform([6], [config.seed + 77, index])
+            image = jitter_more(image, noise, config.hue)
         if config.photometric_jitter:
             image = augment.jitter_colors(image, uniform[4:], config.photometric_jitter)
         size = config.crop_size
@@ -110,17 +125,21 @@ class _Cropper:
         return image, label, checks
 
     def _decode(
-        self, position: tf.Tensor, random_crop: augment.RandomCrop
+        self, position: tf.Tensor, random_crop: augment.RandomCrop, own=None
     ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, SampleChecks]:
         """Decodes a label, and the image rows that a crop needs."""
 
-        def window_fn(size: tf.Tensor) -> augment.Window:
+        def window_fn(size: tf.Tensor, label=None) -> augment.Window:
+            if own is not None:
+                return augment.crop_window(
+                    self._uniform.aim(own, label, random_crop, size, self.config),
+                    size, self.config.crop_size)
             return augment.crop_window(random_crop, size, self.config.crop_size)
 
         is_resized = self.config.min_resize_value is not None
         sample = self._reader.decode(position, None if is_resized else window_fn)
         image, label = _resize(sample.image, sample.label, self.info, self.config)
-        window = sample.window or window_fn(tf.shape(label)[:2])
+        window = sample.window or window_fn(tf.shape(label)[:2], label)
         if is_resized:
             first, count = window.first_row, window.row_count
             image = image[first : first + count]

@@ -97,7 +97,7 @@ class Reader:
         label_size = tf.shape(label)[:2]
         window, first, count = (), 0, label_size[0]
         if window_fn is not None:
-            window = window_fn(label_size)
+            window = window_fn(label_size, label)
             first, count = window.first_row, window.row_count
         image, size = decoding.decode_rows(
             image, first, count, info.channels, info.max_value

@@ -78,6 +78,7 @@ def loss_and_count(
     label_weights: Sequence[float] = (),
     share: float | Tensor = 1.0,
     focal_gamma: float = 0.0,
+    boundary_relaxation: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum of the pixel losses, and the count to divide it by.
 
@@ -89,6 +90,14 @@ def loss_and_count(
 
     See `segmentation_loss` for the arguments.
     """
+    if boundary_relaxation:
+        from deeplab_tf.training import tricks
+
+        losses = tricks.relaxed_losses(
+            ops.cast(labels, "int32"), logits, ignore_label, label_weights,
+            boundary_relaxation,
+        )
+        return ops.sum(losses), count_pixels(labels, ignore_label)
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     logits = ops.reshape(logits, (-1, logits.shape[-1]))
     losses = pixel_losses(labels, logits, ignore_label, label_weights, focal_gamma)

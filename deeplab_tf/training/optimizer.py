@@ -40,7 +40,10 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
             config.adam_learning_rate, epsilon=config.adam_epsilon
         )
     if config.optimizer == "adamw":
-        return keras.optimizers.AdamW(
+        from deeplab_tf.training.tricks import LayerwiseAdamW
+
+        return LayerwiseAdamW(
+            config.backbone_lr,
             learning_rate_schedule(config),
             weight_decay=config.weight_decay,
             epsilon=config.adam_epsilon,
@@ -55,6 +58,8 @@ def build_optimizer(optimizer: keras.optimizers.Optimizer, trained: dict) -> Non
         optimizer.exclude_from_weight_decay(
             [v.value for n, v in trained.items() if not is_decayed(n)]
         )
+    if hasattr(optimizer, "set_names"):
+        optimizer.set_names(trained)
     optimizer.build(list(trained.values()))
 
 

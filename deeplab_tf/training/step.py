@@ -12,7 +12,7 @@ from deeplab_tf.models.resampling import (
     spatial_size,
 )
 from deeplab_tf.models.variables import official_variables
-from deeplab_tf.training import losses, optimizer
+from deeplab_tf.training import losses, optimizer, tricks
 from deeplab_tf.training.averages import MovingAverages
 from deeplab_tf.training.collapse import count_classes
 from deeplab_tf.training.replicas import sum_over_replicas
@@ -52,6 +52,7 @@ class TrainStep:
         self._network = network
         self._optimizer = optimizer
         self._averages = averages
+        self._teacher = tricks.Teacher(model, config) if config.teacher else None
         variables = official_variables(model)
         self._trained = {n: v for n, v in variables.items() if v.trainable}
 
@@ -84,6 +85,10 @@ class TrainStep:
             with tf.control_dependencies([images]), tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(self._network(images, training=True))
                 loss = tf.add_n([self._loss(x, labels, pixels) for x in outputs])
+                if self._teacher is not None:
+                    loss += config.teacher_weight * self._teacher(
+                        images, outputs[0], labels, config.ignore_label
+                    )
             gradients = tape.gradient(loss, variables, loss_scale)
             return gradients, [loss[None], *self._count_classes(outputs[0], labels)]
 
@@ -140,12 +145,15 @@ class TrainStep:
             config.label_weights,
             share,
             config.focal_gamma,
+            config.boundary_relaxation,
         )
         if losses.is_mined(share):
             # Pixels are mined per replica and part, as per clone in the official code;
             # the divisor is how many of them have a loss above 0.
             pixels = sum_over_replicas(own_pixels) * config.accumulate_steps
-        return total / tf.maximum(pixels, 1.0)
+        return total / tf.maximum(pixels, 1.0) + tricks.extra_losses(
+            labels, logits, config
+        )
 
     def _count_classes(self, logits, labels) -> tuple:
         if self._config.upsample_logits:
