@@ -107,14 +107,14 @@ def markdown(results: _Results) -> str:
     ]
     if has_trimaps(results):
         parts += [_TRIMAP_NOTE, _trimap_table(results)]
-    return "\n\n".join([*parts, _provenance(results)]) + "\n"
+    return "\n\n".join([*parts, describe_origin(results)]) + "\n"
 
 
 def trimap_markdown(results: _Results) -> str:
     """Returns the tables of `decoder` and `bilinear` alone; both must have runs."""
     claims = markdown_table(_CLAIM_COLUMNS, [_trimap_claim(trimap_gains(results))])
     trimaps = _trimap_table(results)
-    return "\n\n".join([claims, _TRIMAP_NOTE, trimaps, _provenance(results)]) + "\n"
+    return "\n\n".join([claims, _TRIMAP_NOTE, trimaps, describe_origin(results)]) + "\n"
 
 
 def _claim_rows(results: _Results) -> Iterator[list[str]]:
@@ -176,7 +176,7 @@ def _trimap_table(results: _Results) -> str:
     return markdown_table(["width", "decoder", "bilinear", "gain"], rows)
 
 
-def _provenance(results: _Results) -> str:
+def describe_origin(results: Mapping[str, Sequence[dict]]) -> str:
     """Returns commit, machine and versions, one line per group of equal rows."""
     rows: dict[tuple, dict[str, None]] = {}
     for name, runs in results.items():

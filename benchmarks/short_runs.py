@@ -56,6 +56,7 @@ class Row:
     trained_by: str = ""  # row whose trained model it evaluates
     evaluation: Mapping[str, object] = dataclasses.field(default_factory=dict)
     eval_output_stride: int | None = None  # that of training
+    teacher: str = ""  # row whose final checkpoint of the same seed supplies labels
     has_several_seeds: bool = False
 
 
@@ -164,6 +165,9 @@ def make_experiment(row: Row, seed: int, bench: Bench) -> Experiment:
         train_logdir=os.path.join(bench.output_dir, row.name, f"seed{seed}"),
         **row.train,
     )
+    if row.teacher:
+        teacher = make_experiment(bench.suite.rows[row.teacher], seed, bench)
+        train = dataclasses.replace(train, teacher=_prefix(teacher))
     data = dataclasses.replace(base.data, **changes)
     return dataclasses.replace(base, model=model, data=data, train=train)
 
@@ -186,13 +190,14 @@ def make_settings(row: Row, bench: Bench) -> dict:
     settings = dataclasses.asdict(experiment)
     for name in ("dataset_dir", "seed"):
         del settings["data"][name]
-    for name in ("tf_initial_checkpoint", "train_logdir"):
+    for name in ("tf_initial_checkpoint", "train_logdir", "teacher"):
         del settings["train"][name]
     info = experiment.info
     settings |= {
         "info": {"name": info.name, "content_hashes": info.content_hashes},
         "checkpoint": bench.checksum if trained.from_checkpoint else None,
         "replicas": trained.replicas,
+        "teacher": trained.teacher,
         "evaluation": dataclasses.asdict(make_evaluation(row, bench)),
         "eval_output_stride": row.eval_output_stride or experiment.model.output_stride,
     }
@@ -252,9 +257,9 @@ def run(row: Row, seed: int, bench: Bench, strategy: tf.distribute.Strategy) -> 
     """Trains and scores a row; returns metrics and provenance."""
     _free_graphs()
     experiment = make_experiment(row, seed, bench)
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), time.process_time()
     first_step = train(experiment, strategy)
-    trained = time.monotonic()
+    trained, cpu_seconds = time.monotonic(), time.process_time() - cpu_start
     _free_graphs()
     scores = score(row, experiment, bench)
     origin = measuring.provenance()
@@ -265,6 +270,7 @@ def run(row: Row, seed: int, bench: Bench, strategy: tf.distribute.Strategy) -> 
         "steps": experiment.train.training_number_of_steps,
         "first_step": first_step,
         "train_seconds": round(trained - start, 1),
+        "train_cpu_seconds": round(cpu_seconds, 1),
         "evaluate_seconds": round(time.monotonic() - trained, 1),
         "code": origin["code"],
         "versions": {n: x for n, x in origin["versions"].items() if n in _VERSIONS},

@@ -93,10 +93,23 @@ class DataConfig:
         "Maximum relative change of brightness, contrast and saturation in training, "
         "0..1; the papers use none.",
     )
-    uniform_classes: float = ours(0.0, NOT_NEGATIVE, "Share of crops.")
-    copy_paste: float = ours(0.0, NOT_NEGATIVE, "Share of crops.")
-    cutmix: float = ours(0.0, NOT_NEGATIVE, "Share of crops.")
-    hue: float = ours(0.0, NOT_NEGATIVE, "Strength.")
+    uniform_class_crops: float = ours(
+        0.0,
+        Range(at_least=0, at_most=1),
+        "Fraction of training crops centred on a pixel of a class that is drawn "
+        "uniformly (1812.01593, Sec. 3.4), 0..1.",
+    )
+    copy_paste: float = ours(
+        0.0,
+        Range(at_least=0, at_most=1),
+        "Fraction of training crops into which objects of rare classes of another crop "
+        "are pasted, 0..1.",
+    )
+    cutmix: float = ours(
+        0.0,
+        Range(at_least=0, at_most=1),
+        "Fraction of training crops with a rectangle of another crop, 0..1.",
+    )
     bootstrap_classes: tuple[str, ...] = ours(
         (),
         help="Show images with any of these classes twice per epoch. For VOC the paper "

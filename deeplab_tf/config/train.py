@@ -84,7 +84,10 @@ class TrainConfig:
         "L2 penalty on all but depthwise kernels. The papers use 1e-4 for ResNets.",
     )
     last_layer_gradient_multiplier: float = option(
-        1.0, NOT_NEGATIVE, "Multiplier of the gradients of the last layers."
+        1.0,
+        NOT_NEGATIVE,
+        "Multiplier of the gradients of the last layers; with adamw, of their learning "
+        "rate.",
     )
     last_layers_contain_logits_only: bool = option(
         False, help="Count only the logits as last layers, not the entire head."
@@ -159,14 +162,26 @@ class TrainConfig:
     focal_gamma: float = ours(
         0.0, NOT_NEGATIVE, "Gamma of the focal loss (1708.02002); 0 is cross-entropy."
     )
-    boundary_relaxation: int = ours(0, NOT_NEGATIVE, "Radius.")
-    lovasz_weight: float = ours(0.0, NOT_NEGATIVE, "Weight.")
-    dice_weight: float = ours(0.0, NOT_NEGATIVE, "Weight.")
-    rmi_weight: float = ours(0.0, NOT_NEGATIVE, "Weight.")
-    backbone_lr: float = ours(1.0, NOT_NEGATIVE, "Factor.")
-    teacher: str | None = ours(None, help="Checkpoint.")
-    teacher_weight: float = ours(0.5, NOT_NEGATIVE, "Weight.")
-    teacher_scales: tuple[float, ...] = ours((0.75, 1.0, 1.5), NOT_NEGATIVE, "Scales.")
+    relaxed_border: int = ours(
+        0,
+        NOT_NEGATIVE,
+        "Width in pixels of the border along which every class within this distance "
+        "counts as correct (1812.01593); 0 turns it off.",
+    )
+    region_loss: str = ours(
+        "none",
+        ("none", "lovasz", "dice", "rmi"),
+        "Loss of entire regions to add: lovasz (1705.08790), dice (1606.04797) or rmi, "
+        "region mutual information (1910.12037).",
+    )
+    region_loss_weight: float = ours(0.5, NOT_NEGATIVE, "Weight of region_loss.")
+    teacher: str | None = ours(
+        None, help="Checkpoint of the same architecture that supplies soft labels."
+    )
+    teacher_weight: float = ours(0.5, NOT_NEGATIVE, "Weight of the teacher's loss.")
+    teacher_scales: tuple[float, ...] = ours(
+        (0.75, 1.0, 1.5), NOT_NEGATIVE, "Scales at which the teacher sees a crop."
+    )
     batch_norm: str = ours(
         "auto",
         ("auto", "train", "sync", "freeze"),

@@ -26,6 +26,7 @@ from deeplab_tf.data.reader import (
 from deeplab_tf.data.source import Source
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.data.statistics import list_epoch_positions
+from deeplab_tf.data.tricks import Target, UniformClasses, aim_crop, mix_samples
 from deeplab_tf.errors import UserError
 
 # Batches prepared in parallel: twice the number of cores, because threads often wait
@@ -51,9 +52,6 @@ def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
     )
 
 
-from deeplab_tf.data.tricks import UniformClasses, jitter_more, mix_samples
-
-
 class _Cropper:
     """Makes random training crops from the records of a source."""
 
@@ -66,17 +64,21 @@ class _Cropper:
             list_epoch_positions(source, config.bootstrap_classes)
         )
 
-        self._uniform = UniformClasses(source) if config.uniform_classes else None
+        is_uniform = config.uniform_class_crops > 0
+        self._uniform = UniformClasses(source) if is_uniform else None
+
+    def _draw(self, index: tf.Tensor) -> Target | None:
+        return self._uniform and self._uniform.draw(self.config, index)
 
     def _position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of a training sample's record in the source."""
-        if self._uniform:
-            own = self._uniform.draw(self.config, index)
-            plain = tf.gather(self._epoch, shuffle_index(
-                index, tf.size(self._epoch, tf.int64), self.config.seed))
-            return tf.where(own.used, own.position, plain)
         count = tf.size(self._epoch, tf.int64)
-        return tf.gather(self._epoch, shuffle_index(index, count, self.config.seed))
+        shuffled = shuffle_index(index, count, self.config.seed)
+        position = tf.gather(self._epoch, shuffled)
+        target = self._draw(index)
+        if target is None:
+            return position
+        return tf.where(target.is_used, target.position, position)
 
     def describe(self, index: int) -> str:
         """Returns the file, number and name of a training sample's record."""
@@ -92,7 +94,8 @@ class _Cropper:
         missing = self._position(tf.gather(indices, _find_first(~is_found)))
         with self._reader.require_readable(missing, tf.reduce_all(is_found)):
             checks = tf.nest.map_structure(tf.identity, checks)
-        images, labels = mix_samples(images, labels, indices, self.config)
+        if self.config.copy_paste or self.config.cutmix:
+            images, labels = mix_samples(images, labels, indices, self.config)
         is_bad = tf.reduce_any(checks.size != checks.label_size, 1) | (checks.value > 0)
         bad = _find_first(is_bad)
         position = self._position(tf.gather(indices, bad))
@@ -112,11 +115,9 @@ class _Cropper:
             config.max_scale_factor,
             config.scale_factor_step_size,
         )
-        own = self._uniform.draw(config, index) if self._uniform else None
-        image, label, window, checks = self._decode(position, random_crop, own)
-        if config.hue:
-            noise = tf.random.stateless_uniform([6], [config.seed + 77, index])
-            image = jitter_more(image, noise, config.hue)
+        image, label, window, checks = self._decode(
+            position, random_crop, self._draw(index)
+        )
         if config.photometric_jitter:
             image = augment.jitter_colors(image, uniform[4:], config.photometric_jitter)
         size = config.crop_size
@@ -125,21 +126,23 @@ class _Cropper:
         return image, label, checks
 
     def _decode(
-        self, position: tf.Tensor, random_crop: augment.RandomCrop, own=None
+        self,
+        position: tf.Tensor,
+        random_crop: augment.RandomCrop,
+        target: Target | None,
     ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, SampleChecks]:
         """Decodes a label, and the image rows that a crop needs."""
 
-        def window_fn(size: tf.Tensor, label=None) -> augment.Window:
-            if own is not None:
-                return augment.crop_window(
-                    self._uniform.aim(own, label, random_crop, size, self.config),
-                    size, self.config.crop_size)
-            return augment.crop_window(random_crop, size, self.config.crop_size)
+        def window_fn(label: tf.Tensor) -> augment.Window:
+            crop, size = random_crop, self.config.crop_size
+            if target is not None:
+                crop = aim_crop(target, label, crop, size)
+            return augment.crop_window(crop, tf.shape(label)[:2], size)
 
         is_resized = self.config.min_resize_value is not None
         sample = self._reader.decode(position, None if is_resized else window_fn)
         image, label = _resize(sample.image, sample.label, self.info, self.config)
-        window = sample.window or window_fn(tf.shape(label)[:2], label)
+        window = sample.window or window_fn(label)
         if is_resized:
             first, count = window.first_row, window.row_count
             image = image[first : first + count]

@@ -87,7 +87,7 @@ class Reader:
         """Decodes the image and label of a record, without checking them.
 
         A broken record raises one of TensorFlow's errors; see `require_readable` and
-        `require_valid`. `window_fn` maps the image size, int32 `[2]`, to a window; only
+        `require_valid`. `window_fn` maps the label to a window; only
         the image rows in that window are decoded.
         """
         info = self.info
@@ -97,7 +97,7 @@ class Reader:
         label_size = tf.shape(label)[:2]
         window, first, count = (), 0, label_size[0]
         if window_fn is not None:
-            window = window_fn(label_size, label)
+            window = window_fn(label)
             first, count = window.first_row, window.row_count
         image, size = decoding.decode_rows(
             image, first, count, info.channels, info.max_value

@@ -78,7 +78,7 @@ def loss_and_count(
     label_weights: Sequence[float] = (),
     share: float | Tensor = 1.0,
     focal_gamma: float = 0.0,
-    boundary_relaxation: int = 0,
+    relaxed_border: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum of the pixel losses, and the count to divide it by.
 
@@ -90,12 +90,15 @@ def loss_and_count(
 
     See `segmentation_loss` for the arguments.
     """
-    if boundary_relaxation:
+    if relaxed_border:
         from deeplab_tf.training import tricks
 
-        losses = tricks.relaxed_losses(
-            ops.cast(labels, "int32"), logits, ignore_label, label_weights,
-            boundary_relaxation,
+        losses = tricks.relaxed_pixel_losses(
+            ops.cast(labels, "int32"),
+            logits,
+            ignore_label,
+            label_weights,
+            relaxed_border,
         )
         return ops.sum(losses), count_pixels(labels, ignore_label)
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")

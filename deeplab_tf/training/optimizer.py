@@ -1,5 +1,7 @@
 """The official learning rate schedule, optimisers and gradient multipliers."""
 
+from collections.abc import Sequence
+
 import keras
 
 from deeplab_tf.checkpoints.restore import last_layer_scopes
@@ -40,10 +42,7 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
             config.adam_learning_rate, epsilon=config.adam_epsilon
         )
     if config.optimizer == "adamw":
-        from deeplab_tf.training.tricks import LayerwiseAdamW
-
-        return LayerwiseAdamW(
-            config.backbone_lr,
+        return AdamW(
             learning_rate_schedule(config),
             weight_decay=config.weight_decay,
             epsilon=config.adam_epsilon,
@@ -52,14 +51,34 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
     return Momentum(learning_rate_schedule(config), config.momentum, nesterov)
 
 
-def build_optimizer(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
+class AdamW(keras.optimizers.AdamW):
+    """AdamW with a factor on the learning rate of each variable.
+
+    A factor on its gradients would cancel. The weight decay has none.
+    """
+
+    _factors: tuple[float, ...] = ()
+
+    def set_factors(self, factors: Sequence[float]) -> None:
+        """Sets the factors in the order of the variables passed to `build`."""
+        self._factors = tuple(factors)
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        """Updates a variable at its own learning rate."""
+        if self._factors:
+            learning_rate *= self._factors[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, learning_rate)
+
+
+def build_optimizer(
+    optimizer: keras.optimizers.Optimizer, trained: dict, config: TrainConfig
+) -> None:
     """Builds an optimiser for trained variables, keyed by official name."""
-    if isinstance(optimizer, keras.optimizers.AdamW):
+    if isinstance(optimizer, AdamW):
+        optimizer.set_factors([last_layer_multiplier(name, config) for name in trained])
         optimizer.exclude_from_weight_decay(
             [v.value for n, v in trained.items() if not is_decayed(n)]
         )
-    if hasattr(optimizer, "set_names"):
-        optimizer.set_names(trained)
     optimizer.build(list(trained.values()))
 
 
@@ -88,10 +107,19 @@ def _find_variables(
 def gradient_multiplier(name: str, config: TrainConfig) -> float:
     """Returns the official factor on the gradient of a variable.
 
-    It is 2 for biases, multiplied by `last_layer_gradient_multiplier` in the last
-    layers. As in the official code, their scopes may be anywhere in the name.
+    It is 2 for biases, multiplied by `last_layer_multiplier`, which AdamW applies to
+    the update instead.
+    """
+    is_adamw = config.optimizer == "adamw"
+    factor = 1.0 if is_adamw else last_layer_multiplier(name, config)
+    return factor * (2.0 if "biases" in name else 1.0)
+
+
+def last_layer_multiplier(name: str, config: TrainConfig) -> float:
+    """Returns `last_layer_gradient_multiplier` in the last layers, else 1.
+
+    As in the official code, the scopes of the last layers may be anywhere in the name.
     """
     scopes = last_layer_scopes(config.last_layers_contain_logits_only)
     is_last = any(scope in name for scope in scopes)
-    factor = config.last_layer_gradient_multiplier if is_last else 1.0
-    return factor * (2.0 if "biases" in name else 1.0)
+    return config.last_layer_gradient_multiplier if is_last else 1.0

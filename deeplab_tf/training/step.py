@@ -145,13 +145,13 @@ class TrainStep:
             config.label_weights,
             share,
             config.focal_gamma,
-            config.boundary_relaxation,
+            config.relaxed_border,
         )
         if losses.is_mined(share):
             # Pixels are mined per replica and part, as per clone in the official code;
             # the divisor is how many of them have a loss above 0.
             pixels = sum_over_replicas(own_pixels) * config.accumulate_steps
-        return total / tf.maximum(pixels, 1.0) + tricks.extra_losses(
+        return total / tf.maximum(pixels, 1.0) + tricks.region_loss(
             labels, logits, config
         )
 

@@ -77,7 +77,7 @@ class Trainer:
             self._variables = official_variables(self._quantization.model)
             trained = {n: v for n, v in self._variables.items() if v.trainable}
             self.optimizer = optimizer.make_optimizer(config)
-            optimizer.build_optimizer(self.optimizer, trained)
+            optimizer.build_optimizer(self.optimizer, trained, config)
             self._averages = MovingAverages(model, config.ema_decay)
         self._samples = tf.Variable(0, dtype=tf.int64, name="samples")
         self._seeds = dropout_seeds(model)

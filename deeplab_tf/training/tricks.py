@@ -1,158 +1,185 @@
-"""Experimental losses."""
+"""Candidate losses, which `benchmarks.tricks` measures."""
+
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import is_scored
-from deeplab_tf.models.resampling import resize_bilinear, spatial_size, align_size
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.resampling import align_size, resize_bilinear
+from deeplab_tf.models.tensors import Tensor
+from deeplab_tf.training.losses import shrink_labels
+
+_BINS = 1024
+_RMI_STRIDE, _RMI_SIDE = 4, 3
 
 
-def one_hot_valid(labels, classes, ignore_label):
-    known = is_scored(labels, classes, ignore_label)
-    hot = ops.one_hot(ops.where(known, labels, 0), classes, dtype="float32")
-    return hot * ops.cast(known, "float32")[..., None], known
+def _encode_labels(
+    labels: Tensor, num_classes: int, ignore_label: int
+) -> tuple[Tensor, Tensor]:
+    """Returns one-hot labels with zeros at pixels without a class, and their mask."""
+    known = is_scored(labels, num_classes, ignore_label)
+    hot = ops.one_hot(ops.where(known, labels, 0), num_classes, dtype="float32")
+    mask = ops.cast(known, "float32")[..., None]
+    return hot * mask, mask
 
 
-def relaxed_losses(labels, logits, ignore_label, class_weights, radius):
-    hot, known = one_hot_valid(labels, logits.shape[-1], ignore_label)
-    near = ops.max_pool(hot, 2 * radius + 1, 1, "same")
-    loss = ops.logsumexp(logits, -1) - ops.logsumexp(
-        logits + (near - 1.0) * 1e4, -1
-    )
+def relaxed_pixel_losses(
+    labels: Tensor,
+    logits: Tensor,
+    ignore_label: int,
+    class_weights: Sequence[float],
+    border: int,
+) -> Tensor:
+    """Returns the loss of the union of all classes within `border` pixels.
+
+    1812.01593, Eq. 2. Shapes are those of `losses.pixel_losses`, with a batch.
+    """
+    hot, mask = _encode_labels(labels, logits.shape[-1], ignore_label)
+    allowed = ops.max_pool(hot, 2 * border + 1, 1, "same")
+    loss = ops.logsumexp(logits, -1) - ops.logsumexp(logits + (allowed - 1) * 1e4, -1)
     if len(class_weights):
-        w = ops.convert_to_tensor(class_weights, dtype="float32")
-        loss = loss * ops.sum(hot * w, -1)
-    return ops.where(known, loss, 0.0)
+        loss = loss * ops.sum(hot * ops.convert_to_tensor(class_weights), -1)
+    return ops.where(mask[..., 0] > 0, loss, 0.0)
 
 
-def lovasz(labels, logits, ignore_label, bins=1024):
+def lovasz_softmax(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
+    """Returns the Lovász-Softmax loss of the classes in a batch (1705.08790).
+
+    Errors are sorted into bins of equal width instead of individually.
+    """
     classes = logits.shape[-1]
-    hot, known = one_hot_valid(labels, classes, ignore_label)
-    p = ops.softmax(logits)
-    hot = ops.reshape(hot, (-1, classes))
-    p = ops.reshape(p, (-1, classes))
-    valid = ops.cast(ops.reshape(known, (-1, 1)), "float32")
-    errors = ops.abs(hot - p) * valid
-    fixed = ops.stop_gradient(errors)
-    index = bins - 1 - ops.minimum(ops.cast(fixed * bins, "int32"), bins - 1)
-    index = index + ops.arange(classes) * bins
-    flat = ops.reshape(index, (-1,))
-    def count(x):
-        x = tf.math.unsorted_segment_sum(ops.reshape(x, (-1,)), flat, bins * classes)
-        return ops.reshape(x, (classes, bins))
-    fg, bg = count(hot * valid), count((1 - hot) * valid)
-    P = ops.sum(fg, 1, keepdims=True)
-    F, B = ops.cumsum(fg, 1), ops.cumsum(bg, 1)
-    J = 1.0 - (P - F) / ops.maximum(P + B, 1.0)
-    delta = J - ops.pad(J[:, :-1], ((0, 0), (1, 0)))
-    weight = delta / ops.maximum(fg + bg, 1.0)
-    per = ops.reshape(ops.take(ops.reshape(weight, (-1,)), flat), ops.shape(errors))
-    per_class = ops.sum(errors * ops.stop_gradient(per), 0)
-    present = ops.cast(P[:, 0] > 0, "float32")
-    return ops.sum(per_class * present) / ops.maximum(ops.sum(present), 1.0)
+    hot, mask = _encode_labels(labels, classes, ignore_label)
+    errors = ops.reshape(ops.abs(hot - ops.softmax(logits)) * mask, (-1, classes))
+    hot, mask = ops.reshape(hot, (-1, classes)), ops.reshape(mask, (-1, 1))
+    # The largest errors come first.
+    place = ops.cast(ops.stop_gradient(errors) * _BINS, "int32")
+    place = _BINS - 1 - ops.minimum(place, _BINS - 1) + ops.arange(classes) * _BINS
+    place = ops.reshape(place, (-1,))
+
+    def count(values: Tensor) -> Tensor:
+        values = ops.reshape(values, (-1,))
+        sums = ops.segment_sum(values, place, num_segments=classes * _BINS)
+        return ops.reshape(sums, (classes, _BINS))
+
+    inside, outside = count(hot), count(mask - hot)
+    total = ops.sum(inside, 1, keepdims=True)
+    intersection = total - ops.cumsum(inside, 1)
+    loss = 1.0 - intersection / ops.maximum(total + ops.cumsum(outside, 1), 1.0)
+    steps = loss - ops.pad(loss[:, :-1], ((0, 0), (1, 0)))
+    steps = steps / ops.maximum(inside + outside, 1.0)
+    weights = ops.stop_gradient(ops.take(ops.reshape(steps, (-1,)), place))
+    losses = ops.sum(errors * ops.reshape(weights, ops.shape(errors)), 0)
+    return _average_present(losses, total[:, 0])
 
 
-def dice(labels, logits, ignore_label):
+def dice(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
+    """Returns one minus the Dice score of the classes in a batch (1606.04797)."""
+    hot, mask = _encode_labels(labels, logits.shape[-1], ignore_label)
+    probabilities = ops.softmax(logits) * mask
+    axes = (0, 1, 2)
+    both, size = ops.sum(probabilities * hot, axes), ops.sum(hot, axes)
+    sizes = ops.sum(probabilities, axes) + size
+    return _average_present(1.0 - 2.0 * both / ops.maximum(sizes, 1.0), size)
+
+
+def _average_present(losses: Tensor, pixels: Tensor) -> Tensor:
+    """Returns the mean over the classes that have pixels."""
+    present = ops.cast(pixels > 0, "float32")
+    return ops.sum(losses * present) / ops.maximum(ops.sum(present), 1.0)
+
+
+def rmi(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
+    """Returns the loss of region mutual information (1910.12037, Eq. 13).
+
+    Regions of 3x3 cells come from features that are pooled by 4.
+    """
     classes = logits.shape[-1]
-    hot, known = one_hot_valid(labels, classes, ignore_label)
-    p = ops.softmax(logits) * ops.cast(known, "float32")[..., None]
-    both = ops.sum(p * hot, (0, 1, 2))
-    size = ops.sum(hot, (0, 1, 2))
-    score = 2 * both / ops.maximum(ops.sum(p, (0, 1, 2)) + size, 1.0)
-    present = ops.cast(size > 0, "float32")
-    return ops.sum((1 - score) * present) / ops.maximum(ops.sum(present), 1.0)
+    hot, mask = _encode_labels(labels, classes, ignore_label)
+    probabilities = ops.sigmoid(logits) * mask + 1e-6
+    truth, predicted = (_find_regions(x) for x in (hot, probabilities))
+    transposed = ops.swapaxes(truth, 2, 3), ops.swapaxes(predicted, 2, 3)
+    side = _RMI_SIDE**2
+    noise = 5e-4 * ops.eye(side, dtype="float64")
+    factor = ops.cholesky(predicted @ transposed[1] + noise)
+    across = truth @ transposed[1]
+    solved = tf.linalg.cholesky_solve(factor, ops.swapaxes(across, 2, 3))
+    conditional = truth @ transposed[0] - across @ solved
+    factor = ops.cholesky(conditional + noise)
+    half_log_determinant = ops.sum(ops.log(tf.linalg.diag_part(factor) + 1e-8), -1)
+    return ops.cast(ops.mean(half_log_determinant) / side, "float32")
 
 
-def rmi(labels, logits, ignore_label, stride=4, radius=3):
-    classes = logits.shape[-1]
-    hot, known = one_hot_valid(labels, classes, ignore_label)
-    p = ops.sigmoid(logits) * ops.cast(known, "float32")[..., None] + 1e-6
-    hot, p = (ops.average_pool(x, stride, stride, "same") for x in (hot, p))
-
-    def regions(x):
-        h, w = x.shape[1] - radius + 1, x.shape[2] - radius + 1
-        parts = [
-            ops.reshape(x[:, i : i + h, j : j + w], (-1, h * w, classes))
-            for i in range(radius)
-            for j in range(radius)
-        ]
-        x = ops.transpose(ops.stack(parts, 1), (0, 3, 1, 2))  # b, c, 9, n
-        x = ops.cast(x, "float64")
-        return x - ops.mean(x, 3, keepdims=True)
-
-    y, x = regions(hot), regions(p)
-    n = radius * radius
-    eye = ops.eye(n, dtype="float64") * 5e-4
-    T = lambda m: ops.transpose(m, (0, 1, 3, 2))
-    yy, xx, yx = y @ T(y), x @ T(x), y @ T(x)
-    inner = tf.linalg.cholesky(xx + eye)
-    solved = tf.linalg.cholesky_solve(inner, T(yx))
-    left = yy - yx @ solved
-    chol = tf.linalg.cholesky(left + eye)
-    logdet = ops.sum(ops.log(tf.linalg.diag_part(chol) + 1e-8), -1)  # half of log det
-    return ops.cast(ops.sum(ops.mean(logdet, 0)) / n, "float32") / classes
+def _find_regions(x: Tensor) -> Tensor:
+    """Returns the centred regions of each class, `[batch, classes, 9, regions]`."""
+    x = ops.average_pool(x, _RMI_STRIDE, _RMI_STRIDE, "same")
+    height, width = (side - _RMI_SIDE + 1 for side in x.shape[1:3])
+    parts = [
+        ops.reshape(
+            x[:, row : row + height, column : column + width],
+            (-1, height * width, x.shape[-1]),
+        )
+        for row in range(_RMI_SIDE)
+        for column in range(_RMI_SIDE)
+    ]
+    x = ops.cast(ops.transpose(ops.stack(parts, 1), (0, 3, 1, 2)), "float64")
+    return x - ops.mean(x, 3, keepdims=True)
 
 
-def extra_losses(labels, logits, config):
-    total = 0.0
-    args = (labels, logits, config.ignore_label)
-    for weight, fn in (
-        (config.lovasz_weight, lovasz),
-        (config.dice_weight, dice),
-        (config.rmi_weight, rmi),
-    ):
-        if weight:
-            total += weight * fn(*args)
-    return total
+_REGION_LOSSES = {"lovasz": lovasz_softmax, "dice": dice, "rmi": rmi}
+
+
+def region_loss(labels: Tensor, logits: Tensor, config: TrainConfig) -> Tensor | float:
+    """Returns the weighted region loss of a config; 0 without one."""
+    if config.region_loss == "none":
+        return 0.0
+    loss = _REGION_LOSSES[config.region_loss](labels, logits, config.ignore_label)
+    return config.region_loss_weight * loss
 
 
 class Teacher:
-    def __init__(self, model, config):
+    """Soft labels of a trained model, averaged over scales and mirrors."""
+
+    def __init__(self, model: keras.Model, config: TrainConfig):
         from deeplab_tf.checkpoints import tf1
-        from deeplab_tf.models.deeplab import build_model
 
-        self.model = build_model(model.model_config)
-        print(tf1.load_tf1_checkpoint(self.model, config.teacher))
-        self.model.trainable = False
-        self.scales = config.teacher_scales
-        self.net = keras.Model(
-            self.model.input, self.model.get_layer("logits").output
+        teacher = build_model(model.model_config)
+        print(f"{config.teacher}: {tf1.load_tf1_checkpoint(teacher, config.teacher)}")
+        teacher.trainable = False
+        self._network = keras.Model(
+            teacher.input, teacher.get_layer("logits").output, trainable=False
         )
+        self._scales = config.teacher_scales
+        self._stride = model.model_config.output_stride
 
-    def __call__(self, images, logits, labels, ignore_label):
+    def __call__(
+        self, images: Tensor, logits: Tensor, labels: Tensor, ignore_label: int
+    ) -> Tensor:
+        """Returns the mean cross-entropy to the soft labels at the logits' size."""
         size = tuple(logits.shape[1:3])
-        total = 0.0
-        for scale in self.scales:
-            for flip in (False, True):
-                h, w = (align_size(int(s * scale), 16) for s in images.shape[1:3])
-                x = resize_bilinear(images, (h, w))
-                if flip:
-                    x = x[:, :, ::-1]
-                y = self.net(x, training=False)
-                if flip:
-                    y = y[:, :, ::-1]
-                total += ops.softmax(resize_bilinear(y, size))
-        soft = tf.stop_gradient(total / (2 * len(self.scales)))
-        # padding has no soft label
-        from deeplab_tf.training.losses import shrink_labels
+        soft = ops.stop_gradient(
+            sum(
+                self._probabilities(images, size, scale, is_mirrored)
+                for scale in self._scales
+                for is_mirrored in (False, True)
+            )
+        ) / (2 * len(self._scales))
+        # Padding has no soft label.
         known = ops.cast(shrink_labels(labels, size) != ignore_label, "float32")
-        loss = -ops.sum(soft * ops.log_softmax(logits), -1)
-        return ops.sum(loss * known) / ops.maximum(ops.sum(known), 1.0)
+        losses = -ops.sum(soft * ops.log_softmax(logits), -1)
+        return ops.sum(losses * known) / ops.maximum(ops.sum(known), 1.0)
 
-
-class LayerwiseAdamW(keras.optimizers.AdamW):
-    def __init__(self, backbone_lr, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._backbone_lr = backbone_lr
-        self._factors = {}
-
-    def set_names(self, trained):
-        for name, v in trained.items():
-            head = not name.startswith("MobilenetV2/")
-            self._factors[id(v.value)] = 1.0 if head else self._backbone_lr
-            self._factors[id(v)] = self._factors[id(v.value)]
-
-    def update_step(self, gradient, variable, learning_rate):
-        f = self._factors[id(variable)]
-        super().update_step(gradient, variable, learning_rate * f)
+    def _probabilities(
+        self, images: Tensor, size: tuple, scale: float, is_mirrored: bool
+    ) -> Tensor:
+        sides = (
+            align_size(int(side * scale), self._stride) for side in images.shape[1:3]
+        )
+        images = resize_bilinear(images, tuple(sides))
+        images = images[:, :, ::-1] if is_mirrored else images
+        logits = self._network(images, training=False)
+        logits = logits[:, :, ::-1] if is_mirrored else logits
+        return ops.softmax(resize_bilinear(logits, size))

@@ -183,7 +183,7 @@ def test_adamw_decouples_weight_decay():
     )
     trained = {name: keras.Variable([1.0, 2.0, 3.0]) for name in names}
     optimizer = make_optimizer(config)
-    build_optimizer(optimizer, trained)
+    build_optimizer(optimizer, trained, config)
     weight = np.array([1.0, 2.0, 3.0])
     decayed, first, second = weight, 0.0, 0.0
     for step in range(3):

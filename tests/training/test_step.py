@@ -77,7 +77,7 @@ def make_step(model, parts=1, **options):
     set_batch_norm(model, config.normalization, 1)
     trainable = {n: v for n, v in official_variables(model).items() if v.trainable}
     optimizer = make_optimizer(config)
-    build_optimizer(optimizer, trainable)
+    build_optimizer(optimizer, trainable, config)
     return TrainStep(
         model,
         config,
