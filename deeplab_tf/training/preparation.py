@@ -42,7 +42,7 @@ def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
             different model, or the initial checkpoint does not exist.
     """
     train = experiment.train
-    images = distribution.require_divisible(
+    images = distribution.split_batch_size(
         experiment.data.batch_size, replicas, train.accumulate_steps
     )
     previous = resume.read_previous_experiment(experiment)
