@@ -277,6 +277,7 @@ def _read_files(prefix: str) -> Checkpoint:
 
 
 def _read_torch_checkpoint(path: str) -> Checkpoint:
+    """Reads and converts PyTorch weights; prints which network they belong to."""
     file = read_torch_file(path)
     layout, config, arrays, unused = convert_state_dict(
         file.arrays, file.description, path

@@ -170,7 +170,7 @@ def _make_record(
 def _check_sizes(
     sample: Sample, image: EncodedImage, label: np.ndarray, options: ImageOptions
 ) -> None:
-    """Raises an error if sizes, or possibly orientations, of image and label differ."""
+    """Raises an error unless image and label agree in size and orientation."""
     size, turned = (image.height, image.width), (image.width, image.height)
     if label.shape != size:
         hint = ""

@@ -75,7 +75,7 @@ class RecordChecker:
     def check(self, positions: Sequence[int], label: str) -> Iterator[RecordReport]:
         """Yields a report on each record, in order; `label` names the progress bar."""
         raw = tf.data.Dataset.from_tensor_slices(np.asarray(positions, np.int64))
-        raw = raw.map(self._reader.read_intact, num_parallel_calls=tf.data.AUTOTUNE)
+        raw = raw.map(self._reader.read_if_intact, num_parallel_calls=tf.data.AUTOTUNE)
         raw = raw.prefetch(tf.data.AUTOTUNE)
         # Encoded records need little memory, so a few per thread may wait.
         waiting: collections.deque = collections.deque()

@@ -61,14 +61,14 @@ def explain_unpredicted(
     }
 
 
-def explain_evaluation(
+def explain_metrics(
     metrics: Mapping,
     data: DataConfig,
     split: str,
     info: DatasetInfo,
     experiment: Experiment | None,
 ) -> dict[str, str]:
-    """Explains the metrics of `score_split`; see `explain_unpredicted`.
+    """Calls `explain_unpredicted` with the metrics of `score_split`.
 
     Reasons come from the training records of `experiment` or, if these cannot be read,
     from the labels of the evaluated split.

@@ -74,7 +74,7 @@ def _evaluate_checkpoint(
     config, preset = _read_eval_config(values, info), flags.read_preset(values)
     with strategy.scope():
         model = load_model(values, checkpoint, info)
-    data = flags.data_config(
+    data = flags.read_data_config(
         values,
         model.model_config,
         preset and preset.data,

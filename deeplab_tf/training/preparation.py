@@ -85,7 +85,7 @@ def prepare_trainer(
 def _initialize(
     model: keras.Model, config: TrainConfig, weights: str | None
 ) -> tuple[str, ...]:
-    """Loads the initial checkpoint and returns the moving means it lacks."""
+    """Loads and reports the initial checkpoint; returns the moving means it lacks."""
     means = tuple(n for n in official_variables(model) if n.endswith("moving_mean"))
     if not weights:
         return means

@@ -68,12 +68,12 @@ class _Flattener:
         self._tensors += [own, calls, outputs]
         self._connect(inputs, [id(x) for x in tree.flatten(own)])
         for call in calls:
-            given = [id(x) for x in call.inputs]
+            sources = [id(x) for x in call.inputs]
             if isinstance(call.layer, keras.Model):
-                results = self.add(call.layer, given)
+                results = self.add(call.layer, sources)
                 self._connect(results, [id(x) for x in call.outputs])
             else:
-                self.operations.append(_describe(call, given))
+                self.operations.append(_describe(call, sources))
         return [id(x) for x in outputs]
 
     def _connect(self, inputs: list, outputs: list) -> None:

@@ -64,7 +64,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
 def _list_regions(
     task: dict, where: str, found: Annotations
 ) -> Iterator[tuple[str, dict]]:
-    """Yields the labelled regions of a task with their places, and counts others."""
+    """Yields the labelled regions of a task with their locations, and counts others."""
     for place, region in _list_results(task, where):
         keys = [key for key in region if key.endswith("labels")]
         if "keypointlabels" in keys:
