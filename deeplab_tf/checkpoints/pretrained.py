@@ -251,7 +251,7 @@ def _require_all_but_logits(
 ) -> None:
     """Raises UserError unless everything but logits of other classes was restored.
 
-    `num_classes` is that of the checkpoint.
+    `num_classes` is the number of classes of the checkpoint.
     """
     wanted = model.model_config.num_classes
     unexpected = tuple(

@@ -302,7 +302,7 @@ def _require_separate_folder(
 
 
 def claim_folder(output_dir: str) -> None:
-    """Lets `convert` replace a dataset info and a manifest that we did not write."""
+    """Allows `convert` to replace a dataset info and a manifest of other origin."""
     outputs.claim(output_dir, OWN_FILES, overwrite=True)
 
 

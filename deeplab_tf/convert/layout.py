@@ -195,6 +195,7 @@ def _require_images(images: pairs.Entries, layout: Layout) -> None:
 def _pair(
     images: pairs.Entries, labels: pairs.Entries, layout: Layout
 ) -> dict[str, tuple[epath.Path, epath.Path | None]]:
+    """Returns the mask of each image; every mask must have an image."""
     pairs.require_files(images, labels)
     affixes = f"{layout.label_prefix}*{layout.label_suffix}"
     if images.files and not labels.files and layout.is_shared and affixes == "*":

@@ -213,7 +213,7 @@ class Manifest:
 
 
 def is_published(key: str, split: str) -> bool:
-    """Returns whether a key is that of a published shard of a split."""
+    """Returns whether a key belongs to a published shard of a split."""
     return (
         records.is_shard(key)
         and key.endswith(".tfrecord")

@@ -30,7 +30,8 @@ def value_targets(classes: ClassList, white: int) -> dict[int, int]:
     """Returns the label of each value that pixels of one channel may snap to.
 
     These are the values of `--value_map`, the grey class colours, the values of the
-    class file unless each class has a grey colour, and the ignore label if given. A first class without a value has 0.
+    class file unless each class has a grey colour, and the ignore label if given. A
+    first class without a value has 0.
 
     Args:
         classes: The classes.

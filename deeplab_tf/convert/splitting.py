@@ -143,6 +143,7 @@ def _choose_groups(
 def _earlier_split(
     group: str, members: Sequence[str], fixed: Mapping[str, str]
 ) -> str | None:
+    """Returns the split that earlier images of a group are in, if any."""
     splits = sorted({fixed[name] for name in members if name in fixed})
     if len(splits) > 1:
         raise UserError(
@@ -153,6 +154,7 @@ def _earlier_split(
 
 
 def _group_of(name: str, group_by: str) -> str:
+    """Returns the folder of an image, or the part of its name that matches."""
     if group_by == "folder":
         return name.rpartition("/")[0]
     try:

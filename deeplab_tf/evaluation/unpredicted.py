@@ -86,6 +86,7 @@ def explain_metrics(
 
 
 def _explain(label: int, evidence: Evidence) -> str:
+    """Returns the likely reasons why a class is never predicted."""
     split, images, pixels, images_with, objects = evidence.labels
     if not pixels[label]:
         return f"{split} has no pixels of this class"

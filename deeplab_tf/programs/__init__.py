@@ -249,7 +249,7 @@ def suggest_commands(commands: Iterable[Sequence[str]]) -> None:
 
 
 def _find_program(name: str) -> str:
-    """Returns how to start a program: like the one that is running."""
+    """Returns the command of a program, in the form in which this one was started."""
     called = os.path.basename(sys.argv[0])
     if called == "deeplab":
         return f"deeplab {name}"

@@ -25,7 +25,7 @@ from deeplab_tf.serving.tflite_export import export_tflite
 
 
 class ExportRequest(NamedTuple):
-    """What to export, for any format.
+    """Settings of an export, for any format.
 
     Attributes:
         model: The model.

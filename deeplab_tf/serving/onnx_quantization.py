@@ -174,7 +174,7 @@ def quantize(
 def _restore_inputs(
     rounded: "onnx.GraphProto", exact: "onnx.GraphProto", names: Collection[str]
 ) -> None:
-    """Lets the nodes `names` read features as they are before they are rounded.
+    """Makes the nodes `names` read features before they are rounded.
 
     The quantiser rounds a tensor if the layer that writes it computes in 8 bits.
     """

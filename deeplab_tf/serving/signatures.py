@@ -33,7 +33,7 @@ class Signature(NamedTuple):
 
 
 class Resizing(NamedTuple):
-    """How images are resized before inference, as in `resize_to_range`.
+    """Resizing of images before inference, as in `resize_to_range`.
 
     Attributes:
         min_size: Length of the shorter side, in pixels.

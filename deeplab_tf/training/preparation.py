@@ -21,7 +21,7 @@ from deeplab_tf.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How a training run starts.
+    """The starting point of a training run.
 
     `images` are counted per replica and forward pass; `batch_norm` is the requested
     policy or "auto"; `previous` is the experiment to resume and `weights` the prefix of
@@ -35,7 +35,7 @@ class Start:
 
 
 def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
-    """Finds how a training run starts; downloads the initial checkpoint if needed.
+    """Finds the starting point of a run; downloads the initial checkpoint if needed.
 
     Raises:
         UserError: if a batch cannot be divided among the replicas, `train_logdir` has a

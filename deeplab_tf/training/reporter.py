@@ -58,7 +58,7 @@ class Scoring(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How to score a model during training.
+    """Settings for scoring a model during training.
 
     Attributes:
         dataset: Function of `(worker, num_workers)` that returns the images of a

@@ -40,7 +40,7 @@ def find_backbone(convolutions: Sequence[Convolution]) -> Backbone:
     """Returns the backbone of a network.
 
     Raises:
-        UserError: if it is none of those of this package.
+        UserError: if this package has no such backbone.
     """
     if not convolutions:
         raise UserError("it has no convolutions with constant kernels")

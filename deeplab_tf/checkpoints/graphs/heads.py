@@ -19,7 +19,7 @@ def find_config(convolutions: Sequence[Convolution], backbone: Backbone) -> Mode
     """Returns the config of a network whose backbone is known.
 
     Raises:
-        UserError: if the head is none of those of this package.
+        UserError: if this package has no such head.
     """
     head = _Head(convolutions, backbone)
     if not head.last:

@@ -82,6 +82,7 @@ class _Flattener:
 
 
 def _describe(call: Call, inputs: list) -> Operation:
+    """Returns a call of a layer as an operation; most layers pass on their input."""
     layer, outputs = call.layer, tuple(id(x) for x in call.outputs)
     if isinstance(layer, layers.DepthwiseConv2D | layers.Conv2D):
         is_depthwise = isinstance(layer, layers.DepthwiseConv2D)

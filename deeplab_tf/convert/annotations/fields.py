@@ -1,6 +1,6 @@
 """Reads and checks the fields of annotation files.
 
-In all functions, `where` is the place of a value in its file, for errors.
+In all functions, `where` is the location of a value in its file, for errors.
 """
 
 from collections.abc import Iterator

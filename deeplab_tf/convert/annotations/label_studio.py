@@ -139,7 +139,7 @@ def _read_label(region: dict, where: str) -> str:
 
 
 def _read_shape(region: dict, where: str) -> drawing.Draw:
-    """Returns how to draw a region, whose coordinates are in percent."""
+    """Returns a function that draws a region, whose coordinates are in percent."""
     size = _read_region_size(region, where)
     if "rle" in region:
         return functools.partial(brush.draw, brush.read(region["rle"], where), size)
