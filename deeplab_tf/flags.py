@@ -364,7 +364,7 @@ def _read_cell(path: str) -> str:
     if not tf.io.gfile.exists(path):
         return path
     # The config refuses "[]", but would treat an empty file, "", as no cell.
-    return strict_json.decode(text_files.read_content(path), path) or "[]"
+    return strict_json.decode_utf8(text_files.read_content(path), path) or "[]"
 
 
 def read_data_config(

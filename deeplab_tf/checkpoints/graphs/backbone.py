@@ -73,6 +73,7 @@ def _list_candidates(convolutions: Sequence[Convolution]) -> Iterator[ModelConfi
 
 
 def _list_options(network: Any, supported: Sequence[str]) -> list[dict]:
+    """Returns the options that change kernels, in the order to try them."""
     if isinstance(network, MobileNet):
         options = [{"depth_multiplier": x} for x in _MULTIPLIERS]
         if "divisible_by" in supported:
