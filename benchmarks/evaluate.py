@@ -59,7 +59,7 @@ def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
     preset = flags.read_preset(values)
     base = preset and preset.eval_model
     use_precision(values.precision)
-    return build_model(flags.model_config(values, base, num_classes=num_classes))
+    return build_model(flags.read_model_config(values, base, num_classes=num_classes))
 
 
 def make_dataset(
@@ -67,7 +67,7 @@ def make_dataset(
 ) -> tf.data.Dataset:
     """Returns the dataset of a turn."""
     preset = flags.read_preset(values)
-    data = flags.data_config(
+    data = flags.read_data_config(
         values,
         model.model_config,
         preset and preset.data,

@@ -309,13 +309,13 @@ def check_flags(values: flags.FlagValues, program: str) -> None:
             print(f"warning: --{name} has no effect: {text}", file=sys.stderr)
 
 
-def model_config(
+def read_model_config(
     values: flags.FlagValues,
     base: ModelConfig | None = None,
     source: str = "",
     num_classes: int | None = None,
 ) -> ModelConfig:
-    """Builds the model config from the flags.
+    """Returns the model config that the flags describe.
 
     Args:
         values: Parsed flags.
@@ -364,16 +364,16 @@ def _read_cell(path: str) -> str:
     if not tf.io.gfile.exists(path):
         return path
     # The config refuses "[]", but would treat an empty file, "", as no cell.
-    return strict_json.decode(text_files.read_content(path), path) or "[]"
+    return strict_json.decode_utf8(text_files.read_content(path), path) or "[]"
 
 
-def data_config(
+def read_data_config(
     values: flags.FlagValues,
     model: ModelConfig,
     base: DataConfig | None,
     **fields: typing.Any,
 ) -> DataConfig:
-    """Builds the data config from the flags, with the padding value of the model.
+    """Returns the data config of the flags, with the padding value of the model.
 
     See `read_options` for `base`; `fields` override the flags.
     """

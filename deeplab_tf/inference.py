@@ -329,7 +329,7 @@ def compile_graph(function: Callable, **options: Any) -> Callable:
     """Returns a function compiled without AutoGraph if TensorFlow runs the model.
 
     With a different backend, Keras compiles the network, and TensorFlow runs the
-    protocol around it eagerly.
+    protocol around it eagerly. `options` are those of `tf.function`.
     """
     if keras.backend.backend() == "tensorflow":
         return tf.function(function, autograph=False, **options)

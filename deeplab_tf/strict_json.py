@@ -46,8 +46,11 @@ _Config = typing.TypeVar("_Config")
 _Value = typing.Any  # as parsed from JSON
 
 
-def decode(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
-    """Decodes UTF-8 and removes the byte order mark; arguments as for `parse`."""
+def decode_utf8(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
+    """Decodes UTF-8 text and removes the byte order mark.
+
+    Arguments are as for `parse`. Raises UserError for invalid or too much content.
+    """
     if len(content) > max_bytes:
         raise UserError(f"{source} is too large: more than {max_bytes:,} bytes")
     try:
@@ -70,7 +73,7 @@ def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typi
     position, if the text is invalid or longer than `max_bytes`.
     """
     if isinstance(content, bytes):
-        content = decode(content, source, max_bytes)
+        content = decode_utf8(content, source, max_bytes)
     elif len(content) > max_bytes:
         raise UserError(f"{source} has more than {max_bytes:,} characters")
     if not content.strip():

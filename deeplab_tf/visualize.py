@@ -328,19 +328,17 @@ def plot_reliability(
     figure = Figure((5, 5), dpi=_DPI)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     bins = len(pixels)
-    places = {"x": (np.arange(bins) + 0.5) / bins, "width": 1 / bins}
+    bars = {"x": (np.arange(bins) + 0.5) / bins, "width": 1 / bins}
     # None becomes NaN, which draws no bar.
     heights, means = (np.array(v, np.float64) for v in (accuracies, confidences))
-    upper.bar(
-        height=heights, color=_BLUE, edgecolor="white", label="accuracy", **places
-    )
+    upper.bar(height=heights, color=_BLUE, edgecolor="white", label="accuracy", **bars)
     gaps = {"height": means - heights, "bottom": heights, "color": _RED, "alpha": 0.5}
-    upper.bar(**gaps, edgecolor="white", label="gap to the confidence", **places)
+    upper.bar(**gaps, edgecolor="white", label="gap to the confidence", **bars)
     upper.plot((0, 1), (0, 1), color="0.4", linestyle="--", linewidth=1)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     upper.legend(loc="upper left", frameon=False)
     shares = 100 * np.array(pixels) / max(1, np.sum(pixels))
-    lower.bar(height=shares, color="0.6", edgecolor="white", **places)
+    lower.bar(height=shares, color="0.6", edgecolor="white", **bars)
     lower.set(xlabel="confidence", ylabel="pixels in %")
     return render(figure)
 

@@ -209,7 +209,7 @@ def test_official_command_lines_are_accepted(capsys):
         values([name, *shlex.split(arguments)])
         flags.check_flags(values, name)
         assert capsys.readouterr().err.count("\n") == 1  # --logtostderr
-        config = flags.model_config(values)
+        config = flags.read_model_config(values)
         assert bool(config.decoder.output_strides) == ("xception" in config.backbone)
 
 

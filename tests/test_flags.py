@@ -119,7 +119,7 @@ TRAINED = ModelConfig(
 
 def test_explicit_flags_override_the_experiment_with_a_note(capsys):
     values = parse("eval", "--output_stride=8", "--depth_multiplier=0.1")
-    config = flags.model_config(values, TRAINED, "experiment.json")
+    config = flags.read_model_config(values, TRAINED, "experiment.json")
     assert config == TRAINED.at_output_stride(8)
     assert config.context.rates == (12, 24)
     out = capsys.readouterr().out
@@ -128,13 +128,13 @@ def test_explicit_flags_override_the_experiment_with_a_note(capsys):
 
 def test_defaults_do_not_override_the_experiment(capsys):
     for name in REQUIRED:
-        assert flags.model_config(parse(name), TRAINED) == TRAINED
+        assert flags.read_model_config(parse(name), TRAINED) == TRAINED
     assert capsys.readouterr().out == ""
 
 
 def test_official_defaults_apply_without_an_experiment():
     for name, output_stride in (("eval", 16), ("export", 8)):
-        config = flags.model_config(parse(name))
+        config = flags.read_model_config(parse(name))
         official = {"output_stride": output_stride}
         assert config == ModelConfig.from_official_flags(official)
 
@@ -180,7 +180,7 @@ def test_flags_without_effect_give_one_line_warning(name, capsys):
 
 def test_overriding_a_preset_prints_a_note(capsys):
     values = parse("export", "--output_stride=8", "--merge_method=max")
-    config = flags.model_config(values, TRAINED, "the preset toy")
+    config = flags.read_model_config(values, TRAINED, "the preset toy")
     assert config == TRAINED.at_output_stride(8)
     out = capsys.readouterr().out
     assert out == "note: output_stride is 8, not 16 as in the preset toy\n"
@@ -202,10 +202,10 @@ def test_preset_sets_dataset_and_image_size():
     assert flags.default_dataset(preset) == "ade20k"
     assert flags.default_dataset(None) == "pascal_voc_seg"
     values = parse("eval", "--max_resize_value=513")
-    data = flags.data_config(values, preset.model, preset.data)
+    data = flags.read_data_config(values, preset.model, preset.data)
     resizing = (data.min_resize_value, data.max_resize_value, data.resize_factor)
     assert resizing == (257, 513, 16)
-    alone = flags.data_config(parse("eval"), preset.model, None)
+    alone = flags.read_data_config(parse("eval"), preset.model, None)
     assert alone.min_resize_value is None
 
 
@@ -218,11 +218,11 @@ def test_cell_is_read_from_any_file_system():
         file.write(json.dumps(branches))
     for name in ("train", "eval", "export"):
         values = parse(name, "--dense_prediction_cell_json=ram://cells/cell.json")
-        context = flags.model_config(values).context
+        context = flags.read_model_config(values).context
         assert context.dense_prediction_cell == RELEASED_CELL[:2]
     missing = parse("eval", "--dense_prediction_cell_json=ram://cells/none.json")
     with pytest.raises(UserError, match=r"^dense_prediction_cell_json cannot .*ram:"):
-        flags.model_config(missing)
+        flags.read_model_config(missing)
 
 
 def test_training_flags_warn_in_other_programs(capsys):

@@ -112,7 +112,7 @@ def broken_image_error(policy: str, strategy) -> str:
     data = data.concatenate(tf.data.Dataset.from_tensors((images, labels)))
     config = TrainConfig(steps_per_call=5, training_number_of_steps=5)
     try:
-        Trainer(model, config).train(data, name_samples=lambda *args: str(args))
+        Trainer(model, config).train(data, describe_samples=lambda *args: str(args))
     except UserError as error:
         return str(error)
     return ""

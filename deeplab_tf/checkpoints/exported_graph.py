@@ -209,7 +209,7 @@ def _read_frozen(path: str) -> ExportedGraph:
     stored = None
     if MODEL_CONSTANT in graph.constants:
         stored = _parse_config(graph.constants[MODEL_CONSTANT].item(), path)
-    remarks = _describe_resizes(graph.resizings)
+    remarks = _describe_inexact_resizes(graph.resizings)
     resizings = frozenset(graph.resizings)
     return ExportedGraph(path, convolutions, named, stored, remarks, resizings)
 
@@ -219,7 +219,8 @@ def _parse_config(content: str | bytes, path: str) -> ModelConfig:
     return strict_json.from_json(ModelConfig, content, where, required)
 
 
-def _describe_resizes(resizings: Collection[str]) -> tuple[str, ...]:
+def _describe_inexact_resizes(resizings: Collection[str]) -> tuple[str, ...]:
+    """Returns a note if a model of this package cannot resize exactly like a graph."""
     others = sorted(set(resizings) - {ALIGN_CORNERS})
     if not others or set(resizings) == {HALF_PIXEL}:
         return ()
@@ -239,7 +240,7 @@ def _read_tflite(path: str) -> ExportedGraph:
         raise _make_read_error(path, "a TFLite file", error) from error
     notes = read_notes(content, {MODEL_NOTE}, path)
     stored = _parse_config(notes[MODEL_NOTE], path) if notes else None
-    remarks = _describe_resizes(graph.resizings)
+    remarks = _describe_inexact_resizes(graph.resizings)
     if graph.is_quantized:
         remarks = ("its 8-bit weights are dequantised", *remarks)
     resizings = frozenset(graph.resizings)

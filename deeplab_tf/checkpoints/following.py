@@ -12,8 +12,8 @@ from deeplab_tf.errors import UserError
 def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
     """Yields the newest checkpoint of a folder, then each newer one as it appears.
 
-    `folder` need not exist yet; `seconds` is the polling interval. Raises UserError if
-    `folder` is a file.
+    Prints a message when it starts to wait. `folder` need not exist yet; `seconds` is
+    the polling interval. Raises UserError if `folder` is a file.
     """
     latest, is_announced = None, False
     while True:

@@ -150,18 +150,19 @@ def _adapt_config(
 def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     """Returns the config of a checkpoint.
 
-    It comes from `experiment.json`, else from a zoo model with the same variables.
+    It comes from `experiment.json`, else from a zoo model with the same variables,
+    which is printed. Raises UserError if there is neither.
     """
     path = os.path.join(os.path.dirname(prefix), EXPERIMENT_FILE)
     if tf.io.gfile.exists(path):
         return Experiment.from_json(text_files.read_content(path), source=path).model
-    given = {n: np.shape(a) for n, a in arrays.items() if is_model_variable(n)}
+    shapes = {n: np.shape(a) for n, a in arrays.items() if is_model_variable(n)}
     for candidate in find_candidates(arrays):
         config = dataclasses.replace(
             candidate, num_classes=class_count(arrays) or candidate.num_classes
         )
         model = build_uninitialized(functools.partial(build_model, config))
-        if given == {n: v.shape for n, v in official_variables(model).items()}:
+        if shapes == {n: v.shape for n, v in official_variables(model).items()}:
             print(
                 f"note: {prefix} has no {EXPERIMENT_FILE}; its variables match "
                 f"{config.backbone} with output_stride "
@@ -250,7 +251,7 @@ def _require_all_but_logits(
 ) -> None:
     """Raises UserError unless everything but logits of other classes was restored.
 
-    `num_classes` is that of the checkpoint.
+    `num_classes` is the number of classes of the checkpoint.
     """
     wanted = model.model_config.num_classes
     unexpected = tuple(
@@ -264,6 +265,7 @@ def _require_all_but_logits(
 
 
 def _require_backbone(report: RestoreReport, source: str) -> None:
+    """Prints the report; raises UserError unless all of the backbone was restored."""
     head = last_layer_scopes(logits_only=False)
     if not all(name.startswith(head) for name in report.missing):
         raise UserError(f"{source} lacks part of the backbone: {report}")

@@ -117,7 +117,7 @@ def _read_state(path: str) -> Message:
     """
     content = text_files.read_content(path, strict_json.MAX_BYTES)
     try:
-        text = strict_json.decode(content, path)
+        text = strict_json.decode_utf8(content, path)
         # The only public way to create this message.
         state = tf.compat.v1.train.generate_checkpoint_state_proto(".", STATE_FILE)
         state.Clear()
@@ -277,6 +277,7 @@ def _read_files(prefix: str) -> Checkpoint:
 
 
 def _read_torch_checkpoint(path: str) -> Checkpoint:
+    """Reads and converts PyTorch weights; prints which network they belong to."""
     file = read_torch_file(path)
     layout, config, arrays, unused = convert_state_dict(
         file.arrays, file.description, path

@@ -175,6 +175,7 @@ class ModelConfig:
         return BACKBONES[self.backbone]
 
     def _check_backbone(self) -> None:
+        """Raises UserError for an unknown backbone or an option it does not support."""
         name, option_name = self.backbone, name_option(self, "backbone")
         require(
             not name.startswith("nas_"),
@@ -221,6 +222,7 @@ class ModelConfig:
         )
 
     def _check_heads(self) -> None:
+        """Raises UserError for contradictory options of context, decoder and logits."""
         strides, rates = self.decoder_output_strides, self.atrous_rates
         offered = self.traits.decoder_strides
         decoder_strides = name_option(DecoderConfig, "output_strides")

@@ -106,7 +106,9 @@ class _Index:
         for name in (image.name, image.name.replace("\\", "/"), image.local_name):
             parts = self._split(name)
             known = {path: self._split(path) for path in self._paths.get(parts[-1], ())}
-            found = [path for path, other in known.items() if _ends(parts, other)]
+            found = [
+                path for path, other in known.items() if _have_same_ending(parts, other)
+            ]
             same = [path for path in found if known[path] == parts]
             exact = [path for path in found if path == name]
             found = exact or same or found
@@ -124,7 +126,7 @@ class _Index:
         )
 
 
-def _ends(first: _Parts, second: _Parts) -> bool:
+def _have_same_ending(first: _Parts, second: _Parts) -> bool:
     length = min(len(first), len(second))
     return first[-length:] == second[-length:]
 

@@ -105,7 +105,7 @@ def _read_tree(tree: Any, source: str) -> list[Row]:
 def _require_same(found: Mapping[str, list[Row]], source: str) -> list[Row]:
     (key, rows), *others = found.items()
     for other, other_rows in others:
-        if _plain(other_rows) != _plain(rows):
+        if _strip_locations(other_rows) != _strip_locations(rows):
             raise UserError(f"{source} lists different classes in {key} and {other}")
     return rows
 
@@ -123,8 +123,8 @@ def _add_colors(rows: Sequence[Row], colors: Any, where: str) -> list[Row]:
     ]
 
 
-def _plain(rows: Sequence[Row]) -> list[tuple]:
-    """Returns rows without their places; rows without ids have 0, 1, 2, ..."""
+def _strip_locations(rows: Sequence[Row]) -> list[tuple]:
+    """Returns rows without their locations; missing ids become 0, 1, 2, ..."""
     ids = [i if row.id is None else row.id for i, row in enumerate(rows)]
     return sorted(
         (i, row.name, row.color or ()) for i, row in zip(ids, rows, strict=True)

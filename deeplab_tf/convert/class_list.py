@@ -212,7 +212,11 @@ def _check_ignore_colors(path: epath.Path, classes: ClassList) -> None:
 
 
 def _check_value_map(classes: ClassList) -> None:
-    """Raises `UserError` if `--value_map` contradicts colours or the class file."""
+    """Raises `UserError` for a contradictory `--value_map`, or a useless `--nearest`.
+
+    `--value_map` must agree with the class file and `--ignore_color`; `--nearest` needs
+    declared values or colours.
+    """
     without = classes._replace(value_map={})
     colors, values = without.color_ids(), without.file_values or {}
     for value, label in classes.value_map.items():

@@ -21,7 +21,7 @@ _VOID_NAMES = {"void", "ignore", "ignored", "unlabeled", "unlabelled", "ambiguou
 
 
 class Row(NamedTuple):
-    """A class as listed; `where` is its place, such as `line 3 of classes.txt`."""
+    """A class as listed; `where` is its location, such as `line 3 of classes.txt`."""
 
     where: str
     name: str

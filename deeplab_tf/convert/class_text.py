@@ -75,16 +75,16 @@ def parse_text(lines: Sequence[str], source: str) -> list[Row]:
         for number, line in enumerate(_drop_parts(lines), 1)
         if line.strip() and not _is_comment(line, has_hex)
     ]
-    parsed = [_split(where, text) for where, text in kept]
+    parsed = [_split_columns(where, text) for where, text in kept]
     roles = _read_header(parsed)
     if roles:
         kinds = [line.is_words for line in parsed]
         _require_same_form(parsed, kinds, parsed[0].is_words)
         return [_read_row(line, roles) for line in parsed[1:]]
-    parsed = [_group(line) for line in parsed]
+    parsed = [_join_name(line) for line in parsed]
     if not parsed:
         return []
-    kinds = [("".join(map(_kind, line.columns)), line.is_words) for line in parsed]
+    kinds = [("".join(map(_classify, line.columns)), line.is_words) for line in parsed]
     usual = Counter(kinds).most_common(1)[0][0]
     _require_same_form(parsed, kinds, usual)
     columns, _ = usual
@@ -125,7 +125,8 @@ def _is_comment(line: str, has_hex: bool = False) -> bool:
     return line.lstrip().startswith("# " if has_hex else "#") or line.strip() == "#"
 
 
-def _split(where: str, text: str) -> _Line:
+def _split_columns(where: str, text: str) -> _Line:
+    """Splits a line at separators or, if there are none, into words."""
     marked = _BRACKETS.sub(r'"\1 \2 \3"', text)
     pattern = rf"\s*({_QUOTED}|[^{_SEPARATORS}]*?)\s*([{_SEPARATORS}]|$)"
     columns, start = [], 0
@@ -163,6 +164,7 @@ def _describe(where: str, text: str) -> str:
 
 
 def _to_integer(text: str) -> int:
+    """Converts digits to an integer; 10 or more become 10**9, which is out of range."""
     # Python refuses to convert thousands of digits.
     return int(text) if len(text) < 10 else 10**9
 
@@ -172,7 +174,8 @@ def _to_color(texts: Iterable[str]) -> Color:
     return r, g, b
 
 
-def _kind(text: str) -> str:
+def _classify(text: str) -> str:
+    """Returns "i" for an integer, "c" for a colour, "n" for a name, "-" for ""."""
     if re.fullmatch(r"-?\d+", text):
         return "i"
     if is_hex(text) or _THREE_NUMBERS.fullmatch(text):
@@ -180,12 +183,12 @@ def _kind(text: str) -> str:
     return "n" if text else "-"
 
 
-def _group(line: _Line) -> _Line:
+def _join_name(line: _Line) -> _Line:
     """Joins the words of the name, which are between the numbers."""
     if not line.is_words:
         return _split_colors(line)
     columns = line.columns
-    names = [i for i, column in enumerate(columns) if _kind(column) == "n"]
+    names = [i for i, column in enumerate(columns) if _classify(column) == "n"]
     if not names:
         return line
     first, last = names[0], names[-1]
@@ -203,7 +206,11 @@ def _split_colors(line: _Line) -> _Line:
     """Splits `0: name 255 0 0` and `0: name #ff0000` into three columns."""
     last = line.columns[-1]
     match = re.fullmatch(r"(.*\S)\s+(\d+\s+\d+\s+\d+|#[0-9a-fA-F]{6})", last)
-    if match is None or len(line.columns) - 1 in line.quoted or _kind(match[1]) != "n":
+    if (
+        match is None
+        or len(line.columns) - 1 in line.quoted
+        or _classify(match[1]) != "n"
+    ):
         return line
     return line._replace(columns=[*line.columns[:-1], match[1], match[2]])
 
@@ -247,14 +254,14 @@ def _check_single_line(lines: Sequence[_Line]) -> None:
 
 def _read_row(line: _Line, roles: Sequence[str]) -> Row:
     if line.is_words and len(line.columns) != len(roles):
-        line = _group(line)
+        line = _join_name(line)
     if len(line.columns) != len(roles):
         raise UserError(
             f"{line}, has {len(line.columns)} columns, not {len(roles)}; {_HELP}"
         )
     found = dict(zip(roles, line.columns, strict=True))
     for role, text in found.items():
-        if role in ("id", "r", "g", "b") and _kind(text) != "i":
+        if role in ("id", "r", "g", "b") and _classify(text) != "i":
             raise UserError(
                 f"{line}: {_quote(text)} (column {role}) must be an integer; {_HELP}"
             )
@@ -272,7 +279,7 @@ def parse_color(text: str, where: str) -> Color:
     """Parses a colour such as `255 0 0`, `255,0,0` or `#ff0000`.
 
     Raises:
-        UserError: if it is not a colour; `where` names its place.
+        UserError: if it is not a colour; `where` is its location.
     """
     if is_hex(text):
         return parse_hex(text)

@@ -96,6 +96,7 @@ class Masks:
             )
 
     def _interpret(self, path: epath.Path, mask: Mask) -> np.ndarray:
+        """Reads a mask as colours, as a palette or as values, whichever it has."""
         if mask.pixels.ndim == 3:
             grey = mask_values.to_one_channel(mask)
             colors = self._colors()

@@ -170,7 +170,7 @@ def _make_record(
 def _check_sizes(
     sample: Sample, image: EncodedImage, label: np.ndarray, options: ImageOptions
 ) -> None:
-    """Raises an error if sizes, or possibly orientations, of image and label differ."""
+    """Raises an error unless image and label agree in size and orientation."""
     size, turned = (image.height, image.width), (image.width, image.height)
     if label.shape != size:
         hint = ""
@@ -302,7 +302,7 @@ def _require_separate_folder(
 
 
 def claim_folder(output_dir: str) -> None:
-    """Lets `convert` replace a dataset info and a manifest that we did not write."""
+    """Allows `convert` to replace a dataset info and a manifest of other origin."""
     outputs.claim(output_dir, OWN_FILES, overwrite=True)
 
 

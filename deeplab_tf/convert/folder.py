@@ -113,7 +113,7 @@ def convert_samples(
     read = functools.partial(
         _read_classes, by_name, classes.info.ignore_label, run.skip_broken
     )
-    splits = splitting.divide(list(by_name), division, earlier, read)
+    splits = splitting.split_names(list(by_name), division, earlier, read)
     return conversion.convert(
         {split: [by_name[n] for n in names] for split, names in splits.items()},
         classes.info,

@@ -195,6 +195,7 @@ def _require_images(images: pairs.Entries, layout: Layout) -> None:
 def _pair(
     images: pairs.Entries, labels: pairs.Entries, layout: Layout
 ) -> dict[str, tuple[epath.Path, epath.Path | None]]:
+    """Returns the mask of each image; every mask must have an image."""
     pairs.require_files(images, labels)
     affixes = f"{layout.label_prefix}*{layout.label_suffix}"
     if images.files and not labels.files and layout.is_shared and affixes == "*":
@@ -210,7 +211,7 @@ def _pair(
             f"({', '.join(MASK_SUFFIXES)}){_suggest_annotations(layout.label_dir)}"
         )
     _require_unique(labels)
-    found = _match(images.files, labels.files)
+    found = _match_names(images.files, labels.files)
     used = set(found.values())
     unpaired = [path for path in labels.files.values() if path not in used]
     if unpaired:
@@ -290,10 +291,14 @@ def _require_unique(entries: pairs.Entries) -> None:
         )
 
 
-def _match(
+def _match_names(
     images: dict[str, epath.Path], labels: dict[str, epath.Path]
 ) -> dict[str, epath.Path]:
-    """Returns the label of each image that has one, by the image's name."""
+    """Returns the label of each image that has one, by the image's name.
+
+    Also matches and reports names that differ only in letter case or Unicode form;
+    raises UserError if these are ambiguous.
+    """
     found = {name: labels[name] for name in images if name in labels}
     by_folded_name: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
     for side, names in enumerate((images, labels)):

@@ -136,6 +136,7 @@ class Manifest:
                 )
 
     def _read(self) -> None:
+        """Reads the shards whose files still have the recorded size."""
         content = text_files.read_content(self._path, _MAX_BYTES)
         values = strict_json.load(content, self._path, _MAX_BYTES)
         file = strict_json.build(_ManifestFile, values, self._path)
@@ -213,7 +214,7 @@ class Manifest:
 
 
 def is_published(key: str, split: str) -> bool:
-    """Returns whether a key is that of a published shard of a split."""
+    """Returns whether a key belongs to a published shard of a split."""
     return (
         records.is_shard(key)
         and key.endswith(".tfrecord")

@@ -75,7 +75,7 @@ class AllValues:
         return self._read[path]
 
     def fit(self, known: Set[int], white: int) -> bool:
-        """Returns whether all masks whose white is `white` have only known values."""
+        """Returns whether all masks with this value of white have only known values."""
         key = frozenset(known), white
         with self._lock:
             if key not in self._fits:

@@ -29,8 +29,13 @@ _MOST_AT_ONCE = 1 << 16
 def value_targets(classes: ClassList, white: int) -> dict[int, int]:
     """Returns the label of each value that pixels of one channel may snap to.
 
-    Grey class colours come first; else the values of the class file. A first class
-    without a value has 0. `white` is that of `mask_files.Mask`.
+    These are the values of `--value_map`, the grey class colours, the values of the
+    class file unless each class has a grey colour, and the ignore label if given. A
+    first class without a value has 0.
+
+    Args:
+        classes: The classes.
+        white: See `mask_files.Mask`.
     """
     greys = classes.grey_ids()
     is_complete = set(range(classes.info.num_classes)) <= set(greys.values())

@@ -84,7 +84,7 @@ class AnnotationOptions:
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-    """How images become records."""
+    """Options for converting images to records."""
 
     apply_exif: bool | None = option(
         False,
@@ -119,7 +119,7 @@ class ImageOptions:
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class Splitting:
-    """How samples are divided into splits."""
+    """Options for dividing samples into splits."""
 
     split: str = option("train", help="Name of the split.")
     val_share: float = option(
@@ -152,7 +152,7 @@ class Splitting:
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a run treats earlier records and broken files."""
+    """Options for earlier records and broken files."""
 
     adds: bool = option(
         False,

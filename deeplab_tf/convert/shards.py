@@ -254,13 +254,13 @@ class Conversion:
         self, shard: PlannedShard, made: Iterator[Callable[[], Record]]
     ) -> Iterator[tuple[bytes, Member]]:
         """Yields the record of each item, empty if it is skipped, and its member."""
-        places = [self._locate(shard, item) for item in shard.items]
+        locations = [self._locate(shard, item) for item in shard.items]
         published = records.read_records(
-            [(path, self._offsets(path)[n]) for path, n, _ in filter(None, places)]
+            [(path, self._offsets(path)[n]) for path, n, _ in filter(None, locations)]
         )
-        for item, place in zip(shard.items, places, strict=True):
-            if place is not None:
-                content, member = next(published), place[2]
+        for item, location in zip(shard.items, locations, strict=True):
+            if location is not None:
+                content, member = next(published), location[2]
             else:
                 try:
                     content, pixels, digest = next(made)()

@@ -13,7 +13,7 @@ from deeplab_tf.errors import UserError
 _VAL = "val"
 
 
-def divide(
+def split_names(
     names: Sequence[str],
     splitting: Splitting,
     earlier: Mapping[str, str],
@@ -29,8 +29,8 @@ def divide(
         names: Distinct names.
         splitting: The settings.
         earlier: Splits of names that were converted before, which they keep.
-        classes_of: Returns the set of classes of each name, None for one that does not
-            count; not called for groups.
+        classes_of: Returns the set of classes of each name, or None if a name does
+            not count towards `val_share`; not called if names are grouped.
 
     Raises:
         UserError: if a split would be empty or a group is in both splits.
@@ -143,6 +143,7 @@ def _choose_groups(
 def _earlier_split(
     group: str, members: Sequence[str], fixed: Mapping[str, str]
 ) -> str | None:
+    """Returns the split that earlier images of a group are in, if any."""
     splits = sorted({fixed[name] for name in members if name in fixed})
     if len(splits) > 1:
         raise UserError(
@@ -153,6 +154,7 @@ def _earlier_split(
 
 
 def _group_of(name: str, group_by: str) -> str:
+    """Returns the folder of an image, or the part of its name that matches."""
     if group_by == "folder":
         return name.rpartition("/")[0]
     try:

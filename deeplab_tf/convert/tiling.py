@@ -98,6 +98,7 @@ class TileReader:
         return image, pixels, source.label[top : top + height, columns]
 
     def _open(self, sample: Any) -> _Source:
+        """Opens image and label of a sample, after checking that they fit."""
         path, info = sample.image, self._info
         header = strips.read_header(path)
         if header.is_large:

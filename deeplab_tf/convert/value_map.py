@@ -115,10 +115,10 @@ def _parse_value(text: str, where: str) -> int | Color:
 
 
 def parse_colors(texts: Sequence[str], flag: str) -> tuple[Color, ...]:
-    """Parses a flag that takes `r,g,b`, or `#rrggbb` separated by commas.
+    """Parses the values of a flag: each is `r,g,b`, or colours `#rrggbb,#rrggbb,...`.
 
     Raises:
-        UserError: if an entry is neither.
+        UserError: if a value is neither.
     """
     colors: list[Color] = []
     for text in texts:

@@ -40,8 +40,8 @@ def make_thumbnail(image: np.ndarray) -> np.ndarray:
 
 def _hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     """Returns the signs of the lowest frequencies, float32 `[images, 63]`."""
-    places = np.pi * (np.arange(_SIDE) + 0.5) / _SIDE
-    waves = np.cos(np.outer(np.arange(_FREQUENCIES), places)).astype(np.float32)
+    points = np.pi * (np.arange(_SIDE) + 0.5) / _SIDE
+    waves = np.cos(np.outer(np.arange(_FREQUENCIES), points)).astype(np.float32)
     frequencies = waves @ thumbnails.astype(np.float32) @ waves.T
     return np.sign(frequencies.reshape(len(thumbnails), -1)[:, 1:])
 

@@ -8,8 +8,12 @@ _LONGEST = 512
 _MAX_SIDE = 4095  # of an object; longer sides are clipped
 
 
-def find_objects(label: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
-    """Measures the objects of a label map `[height, width]`.
+def measure_objects(
+    label: np.ndarray, num_classes: int, ignore_label: int
+) -> np.ndarray:
+    """Measures the connected regions of each class in a label map `[height, width]`.
+
+    Label maps of over 512 pixels per side are subsampled.
 
     Returns:
         Class, side and extent of each object, int32 `[objects, 3]`. The side is the
@@ -45,7 +49,7 @@ class ObjectSizes:
         self.extents = np.zeros_like(self.sides)
 
     def add(self, objects: np.ndarray) -> None:
-        """Adds the objects of an image, from `find_objects`."""
+        """Adds the objects of an image, from `measure_objects`."""
         classes, sides, extents = objects.T
         np.add.at(self.sides, (classes, sides), 1)
         np.add.at(self.extents, (classes, extents), 1)

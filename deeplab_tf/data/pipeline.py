@@ -107,6 +107,7 @@ class _Cropper:
             )
 
     def _crop(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, SampleChecks]:
+        """Returns a random crop of a training sample, its label and the checks."""
         config, position = self.config, self._position(index)
         uniform = tf.random.stateless_uniform([7], [config.seed, index])
         random_crop = augment.draw_crop(

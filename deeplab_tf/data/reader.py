@@ -63,8 +63,8 @@ class Reader:
         return self._read(position).get_single_element()
 
     @tf.autograph.experimental.do_not_convert
-    def read_intact(self, position):
-        """Returns whether the checksums of a record match, and its bytes if they do."""
+    def read_if_intact(self, position):
+        """Returns `(True, record)`, or `(False, "")` if a checksum differs."""
         record = self._read(position).map(lambda record: (True, record))
         nothing = tf.data.Dataset.from_tensors((False, ""))
         record = record.ignore_errors().concatenate(nothing).take(1)
@@ -77,7 +77,7 @@ class Reader:
 
     def describe(self, position) -> str:
         """Returns the file, number and name of a record; not for use in graphs."""
-        is_intact, record = self.read_intact(position)
+        is_intact, record = self.read_if_intact(position)
         name = records.parse(record, self._keys)[2].numpy() if is_intact else b"broken"
         file, number, _ = (int(x) for x in tf.gather(self._index, position))
         path = self._paths[file].numpy().decode()

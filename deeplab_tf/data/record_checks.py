@@ -17,7 +17,7 @@ from PIL import Image
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.mask_fit import GRID, Edges, find_edges
 from deeplab_tf.data.near_duplicates import make_thumbnail
-from deeplab_tf.data.objects import find_objects
+from deeplab_tf.data.objects import measure_objects
 from deeplab_tf.data.reader import Reader
 from deeplab_tf.data.records import Keys, parse
 from deeplab_tf.data.source import Source
@@ -44,7 +44,7 @@ class RecordReport(NamedTuple):
         name: Name of the image.
         thumbnail: See `make_thumbnail`.
         edges: See `find_edges`.
-        objects: See `find_objects`.
+        objects: See `measure_objects`.
     """
 
     problems: list[tuple[str, str]]
@@ -75,7 +75,7 @@ class RecordChecker:
     def check(self, positions: Sequence[int], label: str) -> Iterator[RecordReport]:
         """Yields a report on each record, in order; `label` names the progress bar."""
         raw = tf.data.Dataset.from_tensor_slices(np.asarray(positions, np.int64))
-        raw = raw.map(self._reader.read_intact, num_parallel_calls=tf.data.AUTOTUNE)
+        raw = raw.map(self._reader.read_if_intact, num_parallel_calls=tf.data.AUTOTUNE)
         raw = raw.prefetch(tf.data.AUTOTUNE)
         # Encoded records need little memory, so a few per thread may wait.
         waiting: collections.deque = collections.deque()
@@ -161,7 +161,7 @@ class RecordChecker:
             problems.append(("void", where))
         elif classes[0] == values.sum() and info.num_classes > 1:
             problems.append(("background", where))
-        objects = find_objects(label, info.num_classes, info.ignore_label)
+        objects = measure_objects(label, info.num_classes, info.ignore_label)
         return RecordReport(problems, values=values, edges=edges, objects=objects)
 
 

@@ -316,15 +316,15 @@ def read_record(path, offset) -> tf.data.Dataset:
     return tf.data.experimental.from_variant(variant, record).take(1)
 
 
-def read_records(places: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+def read_records(locations: Sequence[tuple[str, int]]) -> Iterator[bytes]:
     """Reads the records at the given paths and byte offsets; see `read_record`."""
-    if not places:
+    if not locations:
         return iter(())
-    paths, offsets = zip(*places, strict=True)
-    places_dataset = tf.data.Dataset.from_tensor_slices(
+    paths, offsets = zip(*locations, strict=True)
+    dataset = tf.data.Dataset.from_tensor_slices(
         (list(paths), np.array(offsets, np.int64))
     )
-    return places_dataset.flat_map(read_record).as_numpy_iterator()
+    return dataset.flat_map(read_record).as_numpy_iterator()
 
 
 def write_info(info: DatasetInfo, folder: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, normalize_split
-from deeplab_tf.data.objects import ObjectSizes, find_objects
+from deeplab_tf.data.objects import ObjectSizes, measure_objects
 from deeplab_tf.data.reader import Reader, iterate_batches
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
@@ -102,7 +102,7 @@ def estimate_labels(source: Source, split: str) -> LabelEstimate:
     images_with = np.zeros(info.num_classes)
     for label in iterate_batches(dataset):
         label = label.numpy()[..., 0]
-        objects.add(find_objects(label, info.num_classes, info.ignore_label))
+        objects.add(measure_objects(label, info.num_classes, info.ignore_label))
         values = np.bincount(label.ravel(), minlength=256)
         values[info.ignore_label] = 0
         pixels += values[: info.num_classes]

@@ -122,6 +122,7 @@ def _draw_confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
 
 
 def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
+    """Returns the most frequent confusions, for the template."""
     counts = np.array(metrics["confusion_matrix"])
     sums = counts.sum(1)
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))

@@ -12,7 +12,7 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.evaluator import METRICS_FILE, Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
-from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, explain_evaluation
+from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, explain_metrics
 
 REPORT_FILE = "report.html"
 _EXTREMES = 12  # worst and best images in the report
@@ -75,7 +75,7 @@ def score_split(
         "resize_factor": data.resize_factor,
     }
     metrics["class_names"] = list(split.info.class_names)
-    reasons = explain_evaluation(metrics, data, split.name, split.info, experiment)
+    reasons = explain_metrics(metrics, data, split.name, split.info, experiment)
     if reasons:
         metrics[NEVER_PREDICTED] = reasons
     return metrics

@@ -16,7 +16,7 @@ def measure_robustness(
     severities: Sequence[int],
     clean: float,
 ) -> dict:
-    """Measures mIoU under each corruption at each severity.
+    """Measures mIoU under each corruption at each severity; prints the progress.
 
     Args:
         evaluator: Evaluator of the model.

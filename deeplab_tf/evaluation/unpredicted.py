@@ -61,14 +61,14 @@ def explain_unpredicted(
     }
 
 
-def explain_evaluation(
+def explain_metrics(
     metrics: Mapping,
     data: DataConfig,
     split: str,
     info: DatasetInfo,
     experiment: Experiment | None,
 ) -> dict[str, str]:
-    """Explains the metrics of `score_split`; see `explain_unpredicted`.
+    """Calls `explain_unpredicted` with the metrics of `score_split`.
 
     Reasons come from the training records of `experiment` or, if these cannot be read,
     from the labels of the evaluated split.
@@ -86,6 +86,7 @@ def explain_evaluation(
 
 
 def _explain(label: int, evidence: Evidence) -> str:
+    """Returns the likely reasons why a class is never predicted."""
     split, images, pixels, images_with, objects = evidence.labels
     if not pixels[label]:
         return f"{split} has no pixels of this class"

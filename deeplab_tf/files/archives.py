@@ -260,7 +260,7 @@ def _publish(new: str, target: str, stamp_header: bytes) -> None:
 
 
 def _move_away(folder: str, trash: str) -> None:
-    """Moves an unchanged folder to the trash, or renames a changed one."""
+    """Moves an unchanged folder to the trash; renames and reports a changed one."""
     if not os.listdir(folder) or _is_intact(folder):
         os.rename(folder, os.path.join(trash, secrets.token_hex(4)))
         return

@@ -199,7 +199,7 @@ class _TrainingLock:
             raise self._make_error(owner)
 
     def _is_renewed(self, owner: Owner) -> bool:
-        """Waits for a heartbeat of the owner; returns whether it came."""
+        """Waits for a heartbeat of the owner and says so; returns whether it came."""
         limit = STALE_PERIODS * HEARTBEAT_SECS
         print(
             f"{self._folder} is locked by {owner}; waiting {limit:.0f} s to see "

@@ -181,8 +181,8 @@ def _is_protected(path: str) -> bool:
     """Returns whether a path is a bucket, or the current or home folder or a parent."""
     if is_remote(path):
         return "/" not in path.partition("://")[2] and tf.io.gfile.isdir(path)
-    places = (os.getcwd(), os.path.expanduser("~"), os.sep)
-    protected = (pathlib.Path(os.path.realpath(place)) for place in places)
+    folders = (os.getcwd(), os.path.expanduser("~"), os.sep)
+    protected = (pathlib.Path(os.path.realpath(folder)) for folder in folders)
     return any(pathlib.Path(path) in (p, *p.parents) for p in protected)
 
 

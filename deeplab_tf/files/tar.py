@@ -257,7 +257,7 @@ def _read_plain_header(stream: _Stream) -> _Header | None:
     kind = block[156:157]
     if block[257:265] == b"ustar\x0000" and (prefix := _cut_at_null(block[345:500])):
         name = prefix + b"/" + name
-    return _Header(name, _parse_number(block[124:136], name), kind)
+    return _Header(name, _parse_size(block[124:136], name), kind)
 
 
 def _verify_checksum(block: bytes, position: int) -> None:
@@ -275,8 +275,8 @@ def _cut_at_null(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def _parse_number(field: bytes, name: bytes) -> int:
-    """Parses a size in octal digits, or in GNU's base 256."""
+def _parse_size(field: bytes, name: bytes) -> int:
+    """Parses a size, in octal digits or GNU's base 256; `name` is for errors."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     match = _OCTAL.fullmatch(_cut_at_null(field))

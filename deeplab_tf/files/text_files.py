@@ -39,7 +39,7 @@ def split_lines(content: bytes, source: str) -> list[str]:
     Raises UserError, which names `source` and the line, if the content is too large or
     is not text.
     """
-    text = strict_json.decode(content, source, MAX_BYTES)
+    text = strict_json.decode_utf8(content, source, MAX_BYTES)
     # Not `splitlines`, which also splits at some control characters.
     lines = re.split("\r\n|\r|\n", text)
     for number, line in enumerate(lines, 1):

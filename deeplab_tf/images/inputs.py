@@ -105,6 +105,7 @@ def _name_images(paths: list[str], root: str) -> dict[str, str]:
 
 
 def _select_listed(paths: list[str], image_list: str, root: str) -> list[str]:
+    """Returns the paths that a file lists by name; refuses names without an image."""
     wanted = text_files.read_words(image_list)
     if not wanted:
         raise UserError(f"{image_list} lists no images; give one name per line")

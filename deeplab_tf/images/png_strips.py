@@ -89,6 +89,7 @@ def _read_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 def _cut(
     header: _Header, chunks: Iterator[tuple[bytes, bytes]], rows: int
 ) -> Iterator[bytes]:
+    """Yields PNGs of up to `rows` rows; raises ValueError for a truncated file."""
     before: list[tuple[bytes, bytes]] = []
     data = bytearray()
     inflate = zlib.decompressobj()

@@ -106,7 +106,7 @@ def _read_strips(
         yield from ((number * rows, png) for number, png in enumerate(pngs))
         return
     if header.format not in STRIP_FORMATS:
-        yield from _cut_decoded(path, file, header, rows, start)
+        yield from _decode_and_split(path, file, header, rows, start)
         return
     page = _open_tiff(path, file) if header.format == "TIFF" else None
     if page is not None:
@@ -267,10 +267,10 @@ def _read_npy_rows(path: _Path, file: BinaryIO, top: int, bottom: int) -> np.nda
     return array[..., None] if array.ndim == 2 else array
 
 
-def _cut_decoded(
+def _decode_and_split(
     path: _Path, file: BinaryIO, header: Header, rows: int, start: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes the entire image, then yields it in strips of 8-bit RGB."""
+    """Decodes the entire image, then yields 8-bit RGB strips from row `start` on."""
     image = image_files.open_image(path, file, max_pixels=None)
     image_files.require_image_format(path, image)
     if image.mode not in pixels.MODES:

@@ -25,5 +25,5 @@ def place_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
         last = side - length
         return sorted({*range(0, last, tile - overlap), last})
 
-    places = itertools.product(starts(height, rows), starts(width, columns))
-    return [Tile(top, left, rows, columns) for top, left in places]
+    corners = itertools.product(starts(height, rows), starts(width, columns))
+    return [Tile(top, left, rows, columns) for top, left in corners]

@@ -85,7 +85,7 @@ class ImageReader:
             self._check(lambda path: check_image(path, *self._format))
 
     def open_large(self) -> Iterator[tuple[str, strips.RowReader]]:
-        """Yields the images that are too large for iteration, to be read in strips."""
+        """Yields name and reader of each image that is too large for iteration."""
         for name, path in self._large.items():
             yield name, strips.RowReader(path, *self._format)
 

@@ -13,7 +13,8 @@ def image_level_features(
 ):
     """Returns the image-level features of `x` at its resolution (Sec. 3.3).
 
-    `window` has the arguments of `WindowMean`; {} averages over the entire image.
+    `window` has the arguments of `WindowMean`; {} averages over the entire image. See
+    `aspp` for the other arguments.
     """
     pooled = WindowMean(name="image_pooling.mean", **window)(x)
     pooled = conv_bn_act(pooled, filters, 1, "image_pooling", **style)

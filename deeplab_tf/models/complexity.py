@@ -46,7 +46,7 @@ def _build_for_one_image(config: ModelConfig, size: tuple[int, int]) -> keras.Mo
 
 
 def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
-    """Returns how often TF1 applied an atrous kernel along an axis.
+    """Counts the positions at which TF1 applied an atrous kernel along an axis.
 
     SpaceToBatch gathered the pixels of each phase and padded all phases to one length.
     """

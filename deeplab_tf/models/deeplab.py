@@ -220,7 +220,7 @@ def build_model(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> DeepLab:
-    """Builds an untrained DeepLab network, with Keras' global dtype policy.
+    """Builds an untrained DeepLab network under the global Keras dtype policy.
 
     Args:
         config: The model configuration, kept as `model.model_config`.

@@ -174,7 +174,10 @@ def depthwise_bn_act(
     activation: str | None = "relu",
     **conv_options,
 ):
-    """Applies depthwise convolution, batch normalisation and activation."""
+    """Applies depthwise convolution, batch normalisation and activation.
+
+    See `conv_bn_act` for the arguments.
+    """
     x = normalize(depthwise_conv(x, kernel_size, scope, **conv_options), scope)
     return activate(x, activation, scope)
 
@@ -192,7 +195,7 @@ def separable_conv(
     """Applies an atrous separable convolution in a head (DeepLabv3+, Sec. 3.1).
 
     The layers are `<scope>_depthwise` and `<scope>_pointwise`; normalisation and
-    activation follow both, or only the latter.
+    activation, which are in `style`, follow both, or only the latter.
     """
     depthwise = {"rate": rate, "initializer": truncated_normal(0.33)}
     if depthwise_normalization:

@@ -21,6 +21,7 @@ def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
 
 
 def _find_peak_bytes(model: keras.Model, inputs: list) -> int:
+    """Returns the peak memory of the tensors of a model and its nested models."""
     calls, outputs = trace_calls(model, tree.pack_sequence_as(model.input, inputs))
     last_use = {id(x): i for i, call in enumerate(calls) for x in call.inputs}
     last_use |= {id(x): len(calls) for x in outputs}

@@ -37,7 +37,7 @@ def quantize_model(model: keras.Model) -> keras.Model:
 
 
 def is_quantized(model: keras.Model) -> bool:
-    """Returns whether `quantize_model` made a model."""
+    """Returns whether a model was made by `quantize_model`."""
     return any(isinstance(x, FakeQuantization) for x in leaf_layers(model))
 
 

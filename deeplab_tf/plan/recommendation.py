@@ -52,7 +52,7 @@ def _parse_crop(text: str) -> tuple[int, int]:
 
 
 def _read_request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
-    model = flags.model_config(
+    model = flags.read_model_config(
         values,
         preset and preset.model,
         num_classes=preset.model.num_classes if preset else _NUM_CLASSES,

@@ -30,7 +30,16 @@ INFERENCE: dict[str, dict] = {
 def make_preset(
     name: str, source: str, model: ModelConfig, protocol: dict, **fields: Any
 ) -> Preset:
-    """Makes a preset; `protocol` is a dictionary such as `VOC`."""
+    """Makes a preset, with the weight decay of ResNets if the backbone is one.
+
+    Args:
+        name: Name for `--preset`.
+        source: Paper and table or section, or the model zoo.
+        model: The model at its training output stride.
+        protocol: Training, data and evaluation, such as `VOC`.
+        **fields: Other fields of `Preset` and `Published`; `train` replaces fields of
+            the training config; `scales` and `flip` are those of the evaluation.
+    """
     train = dataclasses.asdict(protocol["train"])
     if model.backbone.startswith("resnet"):
         train["weight_decay"] = 1e-4
@@ -136,7 +145,10 @@ def deeplabv3plus(
     separable: bool = True,
     **fields: Any,
 ) -> ModelConfig:
-    """Returns DeepLabv3+ on an Xception; `separable` is SC in the paper's tables."""
+    """Returns DeepLabv3+ on an Xception; `separable` is SC in the paper's tables.
+
+    `fields` are other fields of `ModelConfig`; `context` has those of `ContextConfig`.
+    """
     context = ContextConfig(
         (6, 12, 18), separable=separable, **fields.pop("context", {})
     )

@@ -18,7 +18,7 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class ClassValidation:
-    """How to score a classifier during training; see `reporter.Validation`."""
+    """Settings for scoring a classifier during training; see `reporter.Validation`."""
 
     dataset: Callable[[int, int], tf.data.Dataset]
     protocol: dict = dataclasses.field(default_factory=dict)

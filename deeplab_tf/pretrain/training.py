@@ -78,7 +78,7 @@ def _read_train_config(
 
 def _read_experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
     model = _read_model_config(values, source)
-    data = flags.data_config(values, model, None)
+    data = flags.read_data_config(values, model, None)
     train = _read_train_config(values, data, len(source.index))
     return Experiment(model, data, train, values.train_split)
 
@@ -137,10 +137,10 @@ def _run(
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
         return load_classes(data, split, True, trainer.samples, worker, num_workers)
 
-    def name_samples(start: int, count: int) -> str:
+    def describe(start: int, count: int) -> str:
         return describe_samples(data, split, start, count)
 
-    trainer.train(dataset, validation, source.info, name_samples)
+    trainer.train(dataset, validation, source.info, describe)
     print(f"{folder}: {pluralize(trainer.step, 'step(s)')}, model.ckpt-{trainer.step}")
     if worker.is_chief:
         start = f"--tf_initial_checkpoint={folder}"

@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.errors import UserError, one_line, suggest_similar
-from deeplab_tf.programs.flag_help import find_answer, list_names
+from deeplab_tf.programs.flag_help import format_requested_help, list_names
 
 # Flags whose value is an output path.
 _OUTPUT_FLAGS = (
@@ -131,8 +131,8 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
     with _quiet_ctrl_c():
         program = importlib.import_module(name)
         values = program.define_flags()
-        if answer := find_answer(program.__doc__ or "", values, argv):
-            print_text(answer)
+        if text := format_requested_help(program.__doc__ or "", values, argv):
+            print_text(text)
             return
         try:
             parse_flags(values, argv)
@@ -249,7 +249,7 @@ def suggest_commands(commands: Iterable[Sequence[str]]) -> None:
 
 
 def _find_program(name: str) -> str:
-    """Returns how to start a program: like the one that is running."""
+    """Returns the command of a program, in the form in which this one was started."""
     called = os.path.basename(sys.argv[0])
     if called == "deeplab":
         return f"deeplab {name}"

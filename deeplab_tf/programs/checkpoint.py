@@ -137,7 +137,7 @@ def restore_model(
     base, source = _find_base_config(values, checkpoint)
     if num_classes is None:
         num_classes = class_count(arrays)
-    config = flags.model_config(values, base, source, num_classes)
+    config = flags.read_model_config(values, base, source, num_classes)
     use_precision(values.precision)
     model = build_model(config)
     report = load_tf1_variables(model, arrays, source=prefix)

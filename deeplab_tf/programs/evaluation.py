@@ -70,11 +70,12 @@ def _evaluate_checkpoint(
     strategy: tf.distribute.Strategy,
     prints_preset: bool = True,
 ) -> None:
+    """Evaluates the model of a checkpoint."""
     (folder, info), experiment = find_records(values, checkpoint)
     config, preset = _read_eval_config(values, info), flags.read_preset(values)
     with strategy.scope():
         model = load_model(values, checkpoint, info)
-    data = flags.data_config(
+    data = flags.read_data_config(
         values,
         model.model_config,
         preset and preset.data,
@@ -103,6 +104,7 @@ def _score(
     source: str,
     experiment: Experiment | None = None,
 ) -> None:
+    """Evaluates a model, then writes and prints the results."""
     info = split.info
     if _read_corruptions(values) and info.channels != 3:
         raise UserError(

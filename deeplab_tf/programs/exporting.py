@@ -85,6 +85,7 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
 
 
 def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
+    """Restores the model, checks the flags and opens the records, if any."""
     resizing, preset = _read_resizing(values), flags.read_preset(values)
     experiment = find_experiment(values.checkpoint_path)
     records, num_classes = None, values.num_classes

@@ -24,7 +24,9 @@ _REPEATED = "repeat this option to specify a list of values"
 _NUMBERS = {"int": "INTEGER", "float": "NUMBER", "multi int": "INTEGER"}
 
 
-def find_answer(doc: str, values: absl_flags.FlagValues, argv: list[str]) -> str:
+def format_requested_help(
+    doc: str, values: absl_flags.FlagValues, argv: list[str]
+) -> str:
     """Returns the text that --help, --helpfull or --version asks for, else ""."""
     given = {argument.partition("=")[0] for argument in argv[1:]}
     if "--version" in given and "version" not in values:

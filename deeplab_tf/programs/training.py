@@ -44,9 +44,11 @@ def _read_experiment(
     split = flags.read_split(values, "train_split", preset)
     info = source.info
     base, name = _find_base_model(values, preset)
-    model = flags.model_config(values, base, name, info.num_classes)
+    model = flags.read_model_config(values, base, name, info.num_classes)
     model = dataclasses.replace(model, channels=info.channels)
-    data = flags.data_config(values, model, preset and preset.data, dataset=info.name)
+    data = flags.read_data_config(
+        values, model, preset and preset.data, dataset=info.name
+    )
     statistics.find_class_ids(data.bootstrap_classes, info)
     train = flags.read_options(
         values, TrainConfig, preset and preset.train, ignore_label=info.ignore_label
@@ -91,7 +93,7 @@ def _open_records(values, preset: Preset | None) -> Source:
 
 
 def _check_records(values, experiment: Experiment, source: Source) -> Experiment:
-    """Checks the records; returns the experiment with its label weights."""
+    """Warns of unlikely records; returns the experiment with its label weights."""
     for problem in validation.check_quickly(source, experiment.split):
         if problem.kind == "unlikely":
             meaning = validation.WARNINGS[problem.kind]
@@ -214,10 +216,10 @@ def _run(
     if trainer.worker.is_chief:
         resume.write_experiment(experiment, config.train_logdir)
 
-    def name_samples(start: int, count: int) -> str:
+    def describe(start: int, count: int) -> str:
         return describe_samples(data, split, start, count)
 
-    trainer.train(dataset, validation, experiment.info, name_samples)
+    trainer.train(dataset, validation, experiment.info, describe)
     _report_end(trainer, experiment)
 
 

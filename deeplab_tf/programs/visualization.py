@@ -87,7 +87,7 @@ def _make_labeler(
     if preset and prints_preset:
         parts = [(preset.eval_model, model.model_config), (preset.evaluation, config)]
         print(describe_run(preset, parts))
-    data = flags.data_config(values, model.model_config, preset and preset.data)
+    data = flags.read_data_config(values, model.model_config, preset and preset.data)
     predictor = make_predictor(model, config)
     if data.min_resize_value is None:
         return compile_labeler(predictor, info)

@@ -69,8 +69,8 @@ class Artefact(abc.ABC):
             raise UserError(f"{self._path} returns only labels, no probabilities")
         return self._probabilities(self._validate(images))
 
-    def _validate(self, given: ArrayLike) -> np.ndarray:
-        images = np.asarray(given)
+    def _validate(self, images: ArrayLike) -> np.ndarray:
+        images = np.asarray(images)
         channels = images.shape[-1] if self.channels is None else self.channels
         if images.ndim != 4 or images.shape[-1] != channels:
             raise UserError(

@@ -25,7 +25,7 @@ from deeplab_tf.serving.tflite_export import export_tflite
 
 
 class ExportRequest(NamedTuple):
-    """What to export, for any format.
+    """Settings of an export, for any format.
 
     Attributes:
         model: The model.
@@ -160,7 +160,7 @@ def write_and_compare(
     """Writes an artefact, and compares it with its model by `Gate`.
 
     If an int8 file is rejected, the 1, 2, 4, ... layers with the largest errors are
-    left in float32, until the file passes.
+    left in float32, and printed, until the file passes.
 
     Returns:
         The description of `write_artefact`, and a summary of the comparison.

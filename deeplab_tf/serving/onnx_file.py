@@ -154,7 +154,7 @@ def export_onnx(
     if calibration is not None:
         converted = onnx_quantization.quantize(converted, samples, float_layers)
     if precision == "float16":
-        onnx_quantization.store_in_16_bits(converted)
+        onnx_quantization.store_as_float16(converted)
     notes = {_PRECISION: precision}
     if info is not None:
         notes[_INFO] = info.to_json()

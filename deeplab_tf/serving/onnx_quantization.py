@@ -85,7 +85,7 @@ def _find_name(node: "onnx.NodeProto") -> str:
 
 
 def name_outputs(graph: "onnx.GraphProto") -> None:
-    """Names the output of each layer after it, instead of by a number."""
+    """Renames the output of each layer to the name of the layer."""
     new = {layer.output: layer.name for layer in find_layers(graph)}
     for node in graph.node:
         for names in (node.input, node.output):
@@ -95,8 +95,8 @@ def name_outputs(graph: "onnx.GraphProto") -> None:
         value.name = new.get(value.name, value.name)
 
 
-def store_in_16_bits(model: "onnx.ModelProto") -> None:
-    """Stores weights as float16, followed by a conversion to float32."""
+def store_as_float16(model: "onnx.ModelProto") -> None:
+    """Stores weights as float16, which the graph converts to float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     limit = np.finfo(np.float16).max
@@ -174,7 +174,7 @@ def quantize(
 def _restore_inputs(
     rounded: "onnx.GraphProto", exact: "onnx.GraphProto", names: Collection[str]
 ) -> None:
-    """Lets the nodes `names` read features as they are before they are rounded.
+    """Makes the nodes `names` read features before they are rounded.
 
     The quantiser rounds a tensor if the layer that writes it computes in 8 bits.
     """

@@ -48,7 +48,7 @@ def quantize(
         graph,
         nncf.Dataset(samples),
         subset_size=len(samples),
-        # Parts of a layer that NNCF would not quantise are no error.
+        # Parts of a layer that NNCF would not quantise are not errors.
         ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
     )
 

@@ -31,7 +31,7 @@ class RejectedError(UserError):
     """The mIoU of an export is too far below that of its model."""
 
 
-def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
+def compare_metrics(model_metrics: dict, artefact_metrics: dict) -> dict:
     """Returns a comparison of the metrics of a model and its exported artefact.
 
     Args:
@@ -84,9 +84,10 @@ class Gate:
         self.errors: list[LayerError] = []
 
     def check(self, path: str, float_layers: Collection[str] = ()) -> dict:
-        """Compares an export; see `gate`.
+        """Compares an export, as `gate` does, and writes the comparison next to it.
 
-        `float_layers` are the names of the layers that were left in float32.
+        `float_layers` are the names of the layers that were left in float32. For the
+        first int8 export that is rejected, prints the errors of the layers.
         """
         artefact = load_artefact(path)
         if artefact.num_classes is None:
@@ -96,7 +97,7 @@ class Gate:
         if not self._model_metrics:
             evaluator = Evaluator(self._predictor or self._model, self._config)
             self._model_metrics = evaluator.evaluate(self._dataset)
-        comparison = compare(self._model_metrics, metrics)
+        comparison = compare_metrics(self._model_metrics, metrics)
         comparison["max_miou_drop"] = self._max_miou_drop
         miou = comparison["miou"]
         is_rejected = miou["drop"] > self._max_miou_drop
@@ -147,7 +148,7 @@ def gate(
             artefact resizes images, which `config` cannot express.
 
     Returns:
-        The comparison; see `compare`.
+        The comparison; see `compare_metrics`.
 
     Raises:
         UserError: if the drop is larger. The artefact is not removed, so write it in a

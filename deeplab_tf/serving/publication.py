@@ -25,7 +25,7 @@ def comparison_path(artefact_path: str) -> str:
     return artefact_path.rstrip("/") + ".parity.json"
 
 
-def refusal_path(artefact_path: str) -> str:
+def rejected_comparison_path(artefact_path: str) -> str:
     """Returns the path of the comparison of a rejected artefact."""
     return artefact_path.rstrip("/") + ".refused.json"
 
@@ -46,7 +46,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
         raise UserError(
             f"{path} exists but is a {kind}, not a {expected}; choose another path"
         )
-    others = [comparison_path(path), refusal_path(path)]
+    others = [comparison_path(path), rejected_comparison_path(path)]
     if ending_of(path) == OPENVINO:
         others.append(weights_path(path))
     for other in others:
@@ -58,7 +58,7 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
     """Yields a path to export to, and publishes the artefact when the block ends.
 
     If the block fails, the earlier artefact is kept. If `gate` rejects the artefact,
-    its comparison is kept at `refusal_path`:
+    its comparison is kept at `rejected_comparison_path`:
 
         with publish_artefact(path) as unfinished:
             export_tflite(model, unfinished, size)
@@ -79,11 +79,11 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
     # Replace the target of a link, not the link.
     path = path.rstrip("/") if is_remote(path) else os.path.realpath(path)
     with outputs.publish(path, overwrite) as unfinished:
-        with _keep_refusal(unfinished, path):
+        with _keep_rejected_comparison(unfinished, path):
             yield unfinished
         comparison = _read_if_exists(comparison_path(unfinished))
         # Never leave the comparison of a different artefact next to this one.
-        for stale in (comparison_path(path), refusal_path(path)):
+        for stale in (comparison_path(path), rejected_comparison_path(path)):
             if tf.io.gfile.exists(stale):
                 tf.io.gfile.remove(stale)
         if ending_of(path) == OPENVINO:
@@ -105,15 +105,15 @@ def _publish_weights(unfinished: str, path: str, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _keep_refusal(unfinished: str, path: str) -> Iterator[None]:
-    """Keeps the comparison of a rejected artefact."""
+def _keep_rejected_comparison(unfinished: str, path: str) -> Iterator[None]:
+    """Keeps the comparison of a rejected artefact, and names its path in the error."""
     try:
         yield
     except UserError as error:
         comparison = _read_if_exists(comparison_path(unfinished))
         if comparison is None:
             raise
-        kept = refusal_path(path)
+        kept = rejected_comparison_path(path)
         tf.io.gfile.makedirs(os.path.dirname(kept))
         outputs.write_bytes(comparison, kept)
         raise UserError(f"{error}; see {kept}") from error

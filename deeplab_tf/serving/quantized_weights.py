@@ -24,7 +24,7 @@ def store_integer_weights(model: "onnx.ModelProto", needed_by: str) -> None:
     stored = {x.name: x for x in graph.initializer}
     names = {node.input[1] for node in graph.node if node.op_type == "Conv"}
     for name in sorted(names):
-        integers, scales = _split(onnx.numpy_helper.to_array(stored[name]))
+        integers, scales = _quantize_kernel(onnx.numpy_helper.to_array(stored[name]))
         parts = {f"{name}_int8": integers, f"{name}_scale": scales}
         graph.initializer.remove(stored[name])
         graph.initializer.extend(
@@ -35,8 +35,8 @@ def store_integer_weights(model: "onnx.ModelProto", needed_by: str) -> None:
         )
 
 
-def _split(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a kernel `[filters, ...]` as int8, and the scale of each filter."""
+def _quantize_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantises a kernel `[filters, ...]` to int8; returns it and the filter scales."""
     largest = np.abs(kernel).reshape(len(kernel), -1).max(1)
     # The scale of a filter without weights is arbitrary, but not 0.
     scales = np.where(largest > 0, largest / np.float32(127), np.float32(1))

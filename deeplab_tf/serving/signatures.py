@@ -33,7 +33,7 @@ class Signature(NamedTuple):
 
 
 class Resizing(NamedTuple):
-    """How images are resized before inference, as in `resize_to_range`.
+    """Resizing of images before inference, as in `resize_to_range`.
 
     Attributes:
         min_size: Length of the shorter side, in pixels.
@@ -173,20 +173,20 @@ def share_network(predictor: Predictor, model: keras.Model) -> Callable | None:
     return run if joint is not None else None
 
 
-def _labels(labels: Callable, images) -> dict:
-    return {OUTPUT: labels(images)}
+def _make_label_output(predict: Callable, images) -> dict:
+    return {OUTPUT: predict(images)}
 
 
-def _probabilities(both: Callable, images) -> dict:
-    return {PROBABILITIES: both(images)[1]}
+def _make_probability_output(predict: Callable, images) -> dict:
+    return {PROBABILITIES: predict(images)[1]}
 
 
-def _labels_and_probabilities(both: Callable, images) -> dict:
-    return dict(zip((OUTPUT, PROBABILITIES), both(images), strict=True))
+def _make_both_outputs(predict: Callable, images) -> dict:
+    return dict(zip((OUTPUT, PROBABILITIES), predict(images), strict=True))
 
 
-def _raw(raw: Callable, images) -> dict:
-    labels, probabilities = raw(images)
+def _make_raw_outputs(predict: Callable, images) -> dict:
+    labels, probabilities = predict(images)
     return {RAW_OUTPUT: tf.cast(labels, tf.float32), RAW_PROBABILITIES: probabilities}
 
 
@@ -199,16 +199,18 @@ def make_official_outputs(predictor, images) -> dict:
     return {
         OUTPUT: predictor.crop(labels, images),
         PROBABILITIES: predictor.crop(probabilities, images),
-        **_raw(lambda _: (labels, probabilities), images),
+        **_make_raw_outputs(lambda _: (labels, probabilities), images),
     }
 
 
-def _encoded(labels: Callable, num_classes: int, bounds: Bounds, encoded) -> dict:
-    maps, errors = label_encoded(encoded, labels, num_classes, bounds)
+def _make_encoded_outputs(
+    predict: Callable, num_classes: int, bounds: Bounds, encoded
+) -> dict:
+    maps, errors = label_encoded(encoded, predict, num_classes, bounds)
     return {ENCODED_OUTPUT: maps, ERROR: errors}
 
 
-def _features(features: Callable, images) -> dict:
+def _make_feature_outputs(features: Callable, images) -> dict:
     outputs = dict(features(tf.cast(images, tf.float32), training=False))
     del outputs["logits"]
     return {name: tf.cast(x, tf.float32) for name, x in outputs.items()}
@@ -243,20 +245,22 @@ def make_signatures(
     labels = compiled(predictor.labels)
     both = compiled(predictor.labels_and_probabilities)
     functions = {
-        SERVING: (_labels_and_probabilities, both)
+        SERVING: (_make_both_outputs, both)
         if gives_probabilities
-        else (_labels, labels),
-        "probabilities": (_probabilities, both),
-        "raw": (_raw, predictor.raw_labels_and_probabilities),
+        else (_make_label_output, labels),
+        "probabilities": (_make_probability_output, both),
+        "raw": (_make_raw_outputs, predictor.raw_labels_and_probabilities),
     }
     if features is not None:
-        functions["features"] = (_features, features)
+        functions["features"] = (_make_feature_outputs, features)
     found = {
         name: Signature(functools.partial(*parts), image)
         for name, parts in functions.items()
     }
     if config.channels == 3 and max_pixels is not None:
         bounds = Bounds(max_pixels, getattr(predictor, "resized_size", None))
-        function = functools.partial(_encoded, labels, config.num_classes, bounds)
+        function = functools.partial(
+            _make_encoded_outputs, labels, config.num_classes, bounds
+        )
         found["encoded"] = Signature(function, encoded)
     return found

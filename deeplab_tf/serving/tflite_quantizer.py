@@ -49,7 +49,7 @@ def quantize_tflite(
     with _hide_progress():
         ranges = _calibrate(quantizer, samples) if precision == "int8" else None
         result = quantizer.quantize(ranges, enable_progress_report=False)
-    return _take_integer_maximum(bytes(result.quantized_model))
+    return _use_integer_argmax(bytes(result.quantized_model))
 
 
 def _add_rules(
@@ -109,8 +109,8 @@ def _hide_progress() -> Iterator[None]:
         yield
 
 
-def _take_integer_maximum(content: bytes) -> bytes:
-    """Lets ARG_MAX read quantised scores, whose order is that of the exact scores.
+def _use_integer_argmax(content: bytes) -> bytes:
+    """Makes ARG_MAX read the quantised scores, which have the same order.
 
     The quantiser converts them to float32, although ARG_MAX supports 8 bits.
     """

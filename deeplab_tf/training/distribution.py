@@ -218,16 +218,16 @@ def _make_tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
 
 
-def require_divisible(batch_size: int, replicas: int, parts: int) -> int:
+def split_batch_size(batch_size: int, replicas: int, passes: int) -> int:
     """Returns the number of images per replica and forward pass.
 
-    `parts` is the number of forward passes per optimiser step (`accumulate_steps`).
+    `passes` is the number of forward passes per optimiser step (`accumulate_steps`).
     Raises `UserError` if the batch cannot be split evenly.
     """
-    shares = replicas * parts
+    shares = replicas * passes
     if batch_size < shares or batch_size % shares:
         nearest = max(batch_size // shares, 1) * shares
-        suffix = f" with accumulate_steps={parts}" if parts > 1 else ""
+        suffix = f" with accumulate_steps={passes}" if passes > 1 else ""
         raise UserError(
             f"a batch of {batch_size} images cannot be divided evenly among {replicas} "
             f"replicas{suffix}; {nearest} can"

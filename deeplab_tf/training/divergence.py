@@ -70,7 +70,7 @@ class DivergenceCheck:
         rows: np.ndarray,
         step: int,
         samples: int,
-        name_samples: Callable[[int, int], str] | None,
+        describe_samples: Callable[[int, int], str] | None,
     ) -> None:
         """Raises a `UserError` that names the image or setting that made a step fail.
 
@@ -78,7 +78,7 @@ class DivergenceCheck:
             rows: `[steps, STEP_METRICS]`, finite except perhaps for the last one.
             step: Optimiser steps done.
             samples: Samples consumed.
-            name_samples: Function of `(first sample, count)` that describes samples.
+            describe_samples: Describes samples, given the first one and their count.
         """
         metrics = dict(zip(STEP_METRICS, rows[-1].tolist(), strict=True))
         place = int(metrics["broken_image"])
@@ -91,7 +91,7 @@ class DivergenceCheck:
         step -= not self._is_float16
         if place >= 0:
             number = samples - int(metrics["images"]) + place
-            name = f" ({name_samples(number, 1)})" if name_samples else ""
+            name = f" ({describe_samples(number, 1)})" if describe_samples else ""
             raise UserError(
                 f"image {place} of the batch at step {step}{name} has pixels that are "
                 "not finite or absurdly large; pixels must be 0..255; fix the code "

@@ -116,7 +116,7 @@ def _read(path: str) -> list[dict]:
     content = text_files.read_content(path)
     if not content:
         raise UserError(f"{path} is empty; {_REMEDY}")
-    text = strict_json.decode(content, path, text_files.MAX_BYTES)
+    text = strict_json.decode_utf8(content, path, text_files.MAX_BYTES)
     lines = text.removesuffix("\n").split("\n")
     rows = [_parse_row(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
     for i, row in enumerate(rows):

@@ -169,8 +169,8 @@ def find_hardest(losses: Tensor, share: float | Tensor) -> Tensor:
     harder = ~(losses <= smallest)
     # Of equal losses, the first ones are kept.
     equal = ops.cast(losses == smallest, "int32")
-    places = kept - ops.sum(ops.cast(harder, "int32"))
-    hardest = harder | ((equal > 0) & (ops.cumsum(equal) <= places))
+    remaining = kept - ops.sum(ops.cast(harder, "int32"))
+    hardest = harder | ((equal > 0) & (ops.cumsum(equal) <= remaining))
     return hardest & (losses != 0)
 
 

@@ -21,7 +21,7 @@ from deeplab_tf.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How a training run starts.
+    """The starting point of a training run.
 
     `images` are counted per replica and forward pass; `batch_norm` is the requested
     policy or "auto"; `previous` is the experiment to resume and `weights` the prefix of
@@ -35,14 +35,14 @@ class Start:
 
 
 def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
-    """Finds how a training run starts; downloads the initial checkpoint if needed.
+    """Finds the starting point of a run; downloads the initial checkpoint if needed.
 
     Raises:
         UserError: if a batch cannot be divided among the replicas, `train_logdir` has a
             different model, or the initial checkpoint does not exist.
     """
     train = experiment.train
-    images = distribution.require_divisible(
+    images = distribution.split_batch_size(
         experiment.data.batch_size, replicas, train.accumulate_steps
     )
     previous = resume.read_previous_experiment(experiment)
@@ -85,7 +85,7 @@ def prepare_trainer(
 def _initialize(
     model: keras.Model, config: TrainConfig, weights: str | None
 ) -> tuple[str, ...]:
-    """Loads the initial checkpoint and returns the moving means it lacks."""
+    """Loads and reports the initial checkpoint; returns the moving means it lacks."""
     means = tuple(n for n in official_variables(model) if n.endswith("moving_mean"))
     if not weights:
         return means

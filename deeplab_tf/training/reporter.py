@@ -58,7 +58,7 @@ class Scoring(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How to score a model during training.
+    """Settings for scoring a model during training.
 
     Attributes:
         dataset: Function of `(worker, num_workers)` that returns the images of a
@@ -118,7 +118,7 @@ class Reporter:
         self._metrics = {}
         self._reported_at = (time.monotonic(), 0)
         self._timed_from: tuple[float, int] | None = None
-        self._has_expected = False
+        self._has_printed_time = False
         self._progress = ProgressBar(
             total=config.training_number_of_steps,
             desc="training",
@@ -160,7 +160,7 @@ class Reporter:
             samples: Samples consumed so far.
         """
         self._progress.update(len(rows))
-        self._expect(step + len(rows))
+        self._print_expected_time(step + len(rows))
         self._warn_of_collapse(step + len(rows), classes)
         numbered = enumerate(rows.tolist(), step + 1)
         due = [row for row in numbered if row[0] % self._config.log_steps == 0]
@@ -172,7 +172,7 @@ class Reporter:
         for number, row in due:
             self._log(number, row, speed)
 
-    def _expect(self, step: int) -> None:
+    def _print_expected_time(self, step: int) -> None:
         """Prints the expected time once, after the first steps."""
         now = time.monotonic()
         if self._timed_from is None:
@@ -180,9 +180,9 @@ class Reporter:
             self._timed_from = (now, step)
             return
         before, first = self._timed_from
-        if self._has_expected or now - before < _TIMED_SECONDS:
+        if self._has_printed_time or now - before < _TIMED_SECONDS:
             return
-        self._has_expected = True
+        self._has_printed_time = True
         pace = (now - before) / max(1, step - first)
         seconds = pace * (self._config.training_number_of_steps - step)
         left = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -164,7 +164,7 @@ class Trainer:
         dataset: Batches,
         validation: Scoring | None = None,
         info: DatasetInfo | None = None,
-        name_samples: Callable[[int, int], str] | None = None,
+        describe_samples: Callable[[int, int], str] | None = None,
     ) -> dict[str, float]:
         """Trains up to `training_number_of_steps` and saves checkpoints.
 
@@ -176,8 +176,8 @@ class Trainer:
                 function of `(worker, num_workers)` that returns the rows of a worker.
             validation: How to score the model every `eval_interval_steps`.
             info: Class names and colours for reports.
-            name_samples: Function of `(first sample, count)` that describes training
-                samples in error messages.
+            describe_samples: Describes training samples in error messages, given the
+                first one and their count.
 
         Returns:
             The metrics of the last step; see `train_step`.
@@ -201,7 +201,7 @@ class Trainer:
                 if self._is_done(reporter):
                     break
                 data = data or self.iterate(dataset)
-                metrics, save = self._advance(data, reporter, name_samples)
+                metrics, save = self._advance(data, reporter, describe_samples)
                 stop, save = self._replicas.any_worker(bool(interruption.signal), save)
                 checkpoint = self._save(reporter) if save or stop else None
                 if stop:
@@ -304,13 +304,15 @@ class Trainer:
         self,
         data: Iterator,
         reporter: Reporter,
-        name_samples: Callable[[int, int], str] | None,
+        describe_samples: Callable[[int, int], str] | None,
     ) -> tuple[dict[str, float], bool]:
         """Runs one host call; returns the last metrics and whether a save is due."""
         step = self.step
         with translate_data_errors(), self._translate_end_of_data():
             rows, classes = self.train_steps(data, self._schedule.count_steps(step))
-        self._check.require_finite_steps(rows, self.step, self.samples, name_samples)
+        self._check.require_finite_steps(
+            rows, self.step, self.samples, describe_samples
+        )
         done = self.step - step  # float16 skips steps that overflow
         reporter.log_steps(step, rows[len(rows) - done :], classes, self.samples)
         seconds = time.monotonic() - self._saved_at

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deeplab_tf.data.objects import ObjectSizes, find_objects
+from deeplab_tf.data.objects import ObjectSizes, measure_objects
 
 
 def test_objects_are_measured():
@@ -12,7 +12,7 @@ def test_objects_are_measured():
     label[30, 7] = 2
     label[31, 8] = 2  # diagonal neighbours are one object
     label[36:, 55:] = 9  # ignored
-    found = find_objects(label, 10, 9)
+    found = measure_objects(label, 10, 9)
     assert found[:, 0].tolist() == [0, 1, 1, 2]
     assert sorted(map(tuple, found[1:].tolist())) == [(1, 3, 3), (1, 20, 40), (2, 1, 2)]
     sizes = ObjectSizes(10)
@@ -28,11 +28,11 @@ def test_objects_are_measured():
 def test_large_labels_are_subsampled():
     label = np.zeros((2048, 1024), np.uint8)
     label[400:480, 300:360] = 1
-    (found,) = find_objects(label, 2, 0).tolist()
+    (found,) = measure_objects(label, 2, 0).tolist()
     # An area of 4800 pixels has a side of 69.3.
     assert found[0] == 1 and found[1] == 69 and found[2] == 80
 
 
 def test_labels_without_classes_have_no_objects():
-    assert find_objects(np.full((5, 5), 255, np.uint8), 3, 255).shape == (0, 3)
-    assert find_objects(np.full((5, 5), 7, np.uint8), 3, 255).shape == (0, 3)
+    assert measure_objects(np.full((5, 5), 255, np.uint8), 3, 255).shape == (0, 3)
+    assert measure_objects(np.full((5, 5), 7, np.uint8), 3, 255).shape == (0, 3)

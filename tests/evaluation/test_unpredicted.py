@@ -19,7 +19,7 @@ from deeplab_tf.data.statistics import LabelEstimate
 from deeplab_tf.evaluation.unpredicted import (
     Evidence,
     describe_unpredicted,
-    explain_evaluation,
+    explain_metrics,
     explain_unpredicted,
     find_unpredicted,
 )
@@ -191,6 +191,6 @@ def test_programs_name_classes_that_are_never_predicted(
     shard = folder / "train-00000-of-00001.tfrecord"
     moved = shard.rename(tmp_path / shard.name)
     experiment = read_experiment(str(logs))
-    reasons = explain_evaluation(metrics, experiment.data, "val", SCENES, experiment)
+    reasons = explain_metrics(metrics, experiment.data, "val", SCENES, experiment)
     assert reasons["speck"].startswith("likely too few pixels (0.098% of val")
     moved.rename(shard)

@@ -99,7 +99,9 @@ def test_worse_score_passes_a_wide_gate(strided_model, dataset, tmp_path):
     assert comparison["miou"]["drop"] == pytest.approx(100 * (1 - scored["miou"]))
     assert comparison["miou"]["drop"] > 5
     # Swapped, the artefact is the better one.
-    swapped = parity.compare(scored, Evaluator(strided_model, CONFIG).evaluate(dataset))
+    swapped = parity.compare_metrics(
+        scored, Evaluator(strided_model, CONFIG).evaluate(dataset)
+    )
     assert swapped["miou"]["drop"] == pytest.approx(-comparison["miou"]["drop"])
 
 
@@ -115,7 +117,7 @@ def test_folders_are_published(strided_model, dataset, tmp_path):
 
 def test_metrics_of_different_images_are_not_compared():
     with pytest.raises(UserError, match="on 3 images and the artefact on 2"):
-        parity.compare({"images": 3}, {"images": 2})
+        parity.compare_metrics({"images": 3}, {"images": 2})
 
 
 def test_refused_int8_file_reports_layer_errors(

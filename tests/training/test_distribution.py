@@ -13,7 +13,7 @@ from conftest import ROOT
 from loopback import cluster_configs
 
 from deeplab_tf import UserError
-from deeplab_tf.training.distribution import make_strategy, require_divisible
+from deeplab_tf.training.distribution import make_strategy, split_batch_size
 
 
 def start(*arguments, **environment):
@@ -127,9 +127,9 @@ def test_auto_strategy_uses_one_device_on_cpu(monkeypatch):
 
 
 def test_indivisible_batch_is_refused():
-    assert require_divisible(16, 4, 2) == 2
+    assert split_batch_size(16, 4, 2) == 2
     with pytest.raises(UserError, match=r"a batch of 2 images .* 4 replicas; 4 can"):
-        require_divisible(2, 4, 1)
+        split_batch_size(2, 4, 1)
     message = "a batch of 10 .* among 2 replicas with accumulate_steps=2; 8 can"
     with pytest.raises(UserError, match=message):
-        require_divisible(10, 2, 2)
+        split_batch_size(10, 2, 2)

@@ -20,7 +20,7 @@ def stream(count, broken=None, value=np.nan):
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
 
 
-def name_samples(first, count):
+def describe_samples(first, count):
     return ", ".join(f"record {i}" for i in range(first, first + count))
 
 
@@ -54,7 +54,7 @@ def test_error_names_broken_image(precision_policy, options, precision):
     precision(precision_policy)
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9, **options))
     # The second image of the third batch.
-    message = error_of(trainer, stream(5, broken=5), name_samples=name_samples)
+    message = error_of(trainer, stream(5, broken=5), describe_samples=describe_samples)
     step = trainer.step - (precision_policy != "mixed_float16")
     assert message.startswith(
         f"image 1 of the batch at step {step} (record 5) has pixels that are not finite"
@@ -84,7 +84,7 @@ def test_divergence_error_names_learning_rate(options):
     name = next(iter(options))
     options |= {"weight_decay": 0.5, "training_number_of_steps": 20}
     trainer = Trainer(toy_model(), TrainConfig(**options))
-    message = error_of(trainer, stream(20), name_samples=name_samples)
+    message = error_of(trainer, stream(20), describe_samples=describe_samples)
     assert f"training diverged: lower {name}=1e+25 (learning rate " in message
     assert "lower weight_decay: 0.5 exceeds the usual 0.001" in message
     assert "record" not in message and "image" not in message

@@ -213,7 +213,7 @@ def test_broken_training_stops_with_reason():
     message = r"^image 0 of the batch at step 1 \(2, 1\) has pixels that are not finite"
     with pytest.raises(UserError, match=message):
         trainer.train(
-            [(images * np.nan, labels)], name_samples=lambda *args: f"{args}"[1:-1]
+            [(images * np.nan, labels)], describe_samples=lambda *args: f"{args}"[1:-1]
         )
     message = r"^the model contains values that are not finite \(first: conv/"
     with pytest.raises(UserError, match=message):

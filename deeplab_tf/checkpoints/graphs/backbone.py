@@ -36,22 +36,23 @@ class Backbone(NamedTuple):
     features: frozenset[int]
 
 
-def find_backbone(given: Sequence[Convolution]) -> Backbone:
+def find_backbone(convolutions: Sequence[Convolution]) -> Backbone:
     """Returns the backbone of a network.
 
     Raises:
-        UserError: if it is none of those of this package.
+        UserError: if this package has no such backbone.
     """
-    if not given:
+    if not convolutions:
         raise UserError("it has no convolutions with constant kernels")
-    for config in _list_candidates(given):
+    for config in _list_candidates(convolutions):
         *wanted, logits = trace_model(config).convolutions
         try:
-            matched = match(wanted, given, compare_rates=False)
+            matched = match(wanted, convolutions, compare_rates=False)
         except MismatchError:
             continue
         pairs = [
-            (a.name, a.rate[0], given[i]) for a, i in zip(wanted, matched, strict=True)
+            (a.name, a.rate[0], convolutions[i])
+            for a, i in zip(wanted, matched, strict=True)
         ]
         config = dataclasses.replace(config, **_find_options(config, pairs))
         features = frozenset(matched[i] for i in logits.sources)
@@ -59,10 +60,10 @@ def find_backbone(given: Sequence[Convolution]) -> Backbone:
     raise UserError(f"its backbone is none of {', '.join(BACKBONES)}")
 
 
-def _list_candidates(given: Sequence[Convolution]) -> Iterator[ModelConfig]:
+def _list_candidates(convolutions: Sequence[Convolution]) -> Iterator[ModelConfig]:
     """Yields configs of backbones whose depths occur in a graph."""
-    first, output_stride = given[0], max(c.stride for c in given)
-    depths = collections.Counter(c.filters for c in given if not c.is_depthwise)
+    first, output_stride = convolutions[0], max(c.stride for c in convolutions)
+    depths = collections.Counter(c.filters for c in convolutions if not c.is_depthwise)
     for name, row in BACKBONES.items():
         for options in _list_options(row.network, row.options):
             kernel, needed = _describe(row.network, **options)
@@ -72,6 +73,7 @@ def _list_candidates(given: Sequence[Convolution]) -> Iterator[ModelConfig]:
 
 
 def _list_options(network: Any, supported: Sequence[str]) -> list[dict]:
+    """Returns the options that change kernels, in the order to try them."""
     if isinstance(network, MobileNet):
         options = [{"depth_multiplier": x} for x in _MULTIPLIERS]
         if "divisible_by" in supported:

@@ -168,8 +168,8 @@ def _merge(flows: Sequence[_Flow], kind: str) -> _Flow:
     )
 
 
-def _pass_on(flow: _Flow, operation: Operation) -> _Flow:
-    """Returns the flow of the output of an operation that is no convolution."""
+def _propagate(flow: _Flow, operation: Operation) -> _Flow:
+    """Returns the flow through an operation that is not a convolution."""
     if operation.kind == POOL:
         return flow._replace(pool=Pool(operation.size, operation.strides))
     if operation.kind == SUBSAMPLE:
@@ -240,7 +240,7 @@ def trace_convolutions(operations: Iterable[Operation]) -> list[Convolution]:
             stride = flow.stride * operation.strides[0]
             flow = _Flow((index,), stride, None, flow.phases)
         else:
-            flow = _pass_on(flow, operation)
+            flow = _propagate(flow, operation)
         flows |= dict.fromkeys(operation.outputs, flow)
     return found
 

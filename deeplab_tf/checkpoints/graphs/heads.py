@@ -15,21 +15,21 @@ from deeplab_tf.config.cell import RELEASED_CELL
 from deeplab_tf.errors import UserError
 
 
-def find_config(given: Sequence[Convolution], backbone: Backbone) -> ModelConfig:
+def find_config(convolutions: Sequence[Convolution], backbone: Backbone) -> ModelConfig:
     """Returns the config of a network whose backbone is known.
 
     Raises:
-        UserError: if the head is none of those of this package.
+        UserError: if this package has no such head.
     """
-    head = _Head(given, backbone)
+    head = _Head(convolutions, backbone)
     if not head.last:
         raise UserError("it has a backbone, but no layer with a score for each class")
     context = head.find_context()
     options: dict = {}
-    last = given[head.last[0]]
+    last = convolutions[head.last[0]]
     if not context.aspp and not head.low_level:
         options["logits_kernel_size"] = last.shape[0]
-    if any(given[i].activation == RELU6 for i in head.branches):
+    if any(convolutions[i].activation == RELU6 for i in head.branches):
         options["bounded_activation"] = True
     return dataclasses.replace(
         backbone.config,
@@ -41,63 +41,65 @@ def find_config(given: Sequence[Convolution], backbone: Backbone) -> ModelConfig
 
 
 class _Head:
-    """The convolutions of a head, as indices in `given`.
+    """The convolutions of a head, as indices in `convolutions`.
 
     Attributes:
-        last: Those that no other one follows.
-        branches: Those of the high-level features.
-        low_level: Those of low-level features, coarse to fine.
+        last: Convolutions without a follower.
+        branches: Convolutions of the high-level features.
+        low_level: Convolutions of low-level features, coarse to fine.
     """
 
-    def __init__(self, given: Sequence[Convolution], backbone: Backbone):
-        self._given = given
+    def __init__(self, convolutions: Sequence[Convolution], backbone: Backbone):
+        self._convolutions = convolutions
         self._output_stride = backbone.config.output_stride
-        inner = [i for i in range(len(given)) if i not in backbone.used]
-        followed = {source for i in inner for source in given[i].sources}
+        inner = [i for i in range(len(convolutions)) if i not in backbone.used]
+        followed = {source for i in inner for source in convolutions[i].sources}
         self.last = [i for i in inner if i not in followed]
         self.branches: list[int] = []
         self.low_level: list[int] = []
         self._others: list[int] = []
         for i in inner:
-            sources = set(given[i].sources)
+            sources = set(convolutions[i].sources)
             if sources == backbone.features:
                 self.branches.append(i)
             elif sources <= backbone.used:
                 self.low_level.append(i)
             else:
                 self._others.append(i)
-        self.low_level.sort(key=lambda i: -given[i].stride)
+        self.low_level.sort(key=lambda i: -convolutions[i].stride)
 
     def _find_followers(self, indices: Iterable[int]) -> list[int]:
         """Returns the convolutions that have all these sources."""
         wanted = set(indices)
-        return [i for i in self._others if wanted <= set(self._given[i].sources)]
+        return [i for i in self._others if wanted <= set(self._convolutions[i].sources)]
 
     def find_context(self) -> ContextConfig:
         """Returns the config of the ASPP or its replacement."""
-        given = self._given
-        if any(given[i].rate[0] != given[i].rate[1] for i in self.branches):
+        convolutions = self._convolutions
+        if any(
+            convolutions[i].rate[0] != convolutions[i].rate[1] for i in self.branches
+        ):
             return ContextConfig(rates=(), dense_prediction_cell=RELEASED_CELL)
         if set(self.branches) <= set(self.last):
-            rates = tuple(given[i].rate[0] for i in self.branches)
+            rates = tuple(convolutions[i].rate[0] for i in self.branches)
             is_single = len(rates) < 2 and set(rates) <= {1}
             return ContextConfig(aspp=False, rates=() if is_single else rates)
         return self._find_aspp()
 
     def _find_aspp(self) -> ContextConfig:
-        given = self._given
-        pooled = [i for i in self.branches if given[i].pool]
-        direct = [i for i in self.branches if not given[i].pool]
-        points = [i for i in direct if given[i].shape[:2] == (1, 1)]
+        convolutions = self._convolutions
+        pooled = [i for i in self.branches if convolutions[i].pool]
+        direct = [i for i in self.branches if not convolutions[i].pool]
+        points = [i for i in direct if convolutions[i].shape[:2] == (1, 1)]
         wide = [i for i in direct if i not in points]
-        separable = all(given[i].is_depthwise for i in wide)
+        separable = all(convolutions[i].is_depthwise for i in wide)
         ends = [self._find_pointwise(i) for i in wide] if separable else wide
         if len(points) != 1 or len(pooled) > 1 or None in ends:
             raise UserError("its ASPP has other branches than 1x1, 3x3 and pooling")
-        gate = given[pooled[0]].activation if pooled else ""
+        gate = convolutions[pooled[0]].activation if pooled else ""
         is_gated = gate in (SIGMOID, HARD_SIGMOID)
         merged = [*points, *ends, *(() if is_gated else pooled)]
-        filters = given[points[0]].filters
+        filters = convolutions[points[0]].filters
         return ContextConfig(
             rates=self._sort_rates(merged, dict(zip(ends, wide, strict=True))),
             filters=filters,
@@ -106,12 +108,12 @@ class _Head:
             projection=self._is_projected(merged, filters),
             squeeze_and_excitation=is_gated,
             hard_sigmoid=gate == HARD_SIGMOID,
-            **(self._describe_pooling(given[pooled[0]]) if pooled else {}),
+            **(self._describe_pooling(convolutions[pooled[0]]) if pooled else {}),
         )
 
     def _find_pointwise(self, depthwise: int) -> int | None:
         """Returns the second convolution of a separable one."""
-        return next(iter(self._find_sole_followers(depthwise)), None)
+        return next(iter(self._find_single_source_followers(depthwise)), None)
 
     def _sort_rates(self, merged: Sequence[int], wide: dict) -> tuple[int, ...]:
         """Returns the rates of branches in the order of their concatenation.
@@ -119,14 +121,14 @@ class _Head:
         `wide` maps the end of each branch to its atrous convolution.
         """
         followers = self._find_followers(merged)
-        order = self._given[followers[0]].sources if followers else merged
-        return tuple(self._given[wide[i]].rate[0] for i in order if i in wide)
+        order = self._convolutions[followers[0]].sources if followers else merged
+        return tuple(self._convolutions[wide[i]].rate[0] for i in order if i in wide)
 
     def _is_projected(self, merged: Sequence[int], filters: int) -> bool:
         return any(
-            set(self._given[i].sources) == set(merged)
-            and self._given[i].shape[:2] == (1, 1)
-            and self._given[i].filters == filters
+            set(self._convolutions[i].sources) == set(merged)
+            and self._convolutions[i].shape[:2] == (1, 1)
+            and self._convolutions[i].filters == filters
             and i not in self.last
             for i in self._find_followers(merged)
         )
@@ -143,13 +145,13 @@ class _Head:
         """Returns the config of the decoder."""
         if not self.low_level:
             return DecoderConfig(output_strides=())
-        given, first = self._given, self.low_level[0]
-        strides = tuple(given[i].stride for i in self.low_level)
-        outputs_logits = not given[first].activation
+        convolutions, first = self._convolutions, self.low_level[0]
+        strides = tuple(convolutions[i].stride for i in self.low_level)
+        outputs_logits = not convolutions[first].activation
         followers = self._find_followers([first])
-        filters = given[first].filters
+        filters = convolutions[first].filters
         # A sum has as many channels as the projection; a concatenation has more.
-        if not followers or given[followers[0]].channels == filters:
+        if not followers or convolutions[followers[0]].channels == filters:
             options = {"separable": False}
             if not outputs_logits:
                 options = self._describe_sum(first, followers)
@@ -161,38 +163,43 @@ class _Head:
                 **options,
             )
         chain = self._find_chain(followers[0])
-        depthwise = [i for i in chain if given[i].is_depthwise]
-        dense = [i for i in chain if not given[i].is_depthwise]
+        depthwise = [i for i in chain if convolutions[i].is_depthwise]
+        dense = [i for i in chain if not convolutions[i].is_depthwise]
         return DecoderConfig(
             strides,
-            given[dense[0]].filters,
+            convolutions[dense[0]].filters,
             filters,
             convolutions=len(depthwise or dense),
-            kernel_size=given[chain[0]].shape[0],
+            kernel_size=convolutions[chain[0]].shape[0],
             separable=bool(depthwise),
             outputs_logits=outputs_logits,
         )
 
     def _describe_sum(self, first: int, followers: Sequence[int]) -> dict:
         """Returns the fields for the convolution that the first level is added to."""
-        sources = set(self._given[followers[0]].sources) - {first}
-        dense = self._given[min(sources)]
-        inner = [self._given[i] for i in dense.sources if self._given[i].is_depthwise]
+        sources = set(self._convolutions[followers[0]].sources) - {first}
+        dense = self._convolutions[min(sources)]
+        inner = [
+            self._convolutions[i]
+            for i in dense.sources
+            if self._convolutions[i].is_depthwise
+        ]
         separable = dense.shape[0] == 1 and bool(inner)
         kernel = (inner[0] if separable else dense).shape[0]
         return {"separable": separable, "kernel_size": kernel}
 
     def _find_chain(self, first: int) -> list[int]:
         """Returns the convolutions of a level of the decoder, without the logits."""
-        chain, followers = [first], self._find_sole_followers(first)
+        chain, followers = [first], self._find_single_source_followers(first)
         while followers:
             chain.append(followers[0])
-            followers = self._find_sole_followers(followers[0])
-        is_logits = not self._given[chain[-1]].activation
+            followers = self._find_single_source_followers(followers[0])
+        is_logits = not self._convolutions[chain[-1]].activation
         # If the decoder outputs the logits, all its convolutions are linear.
-        if is_logits and self._given[first].activation:
+        if is_logits and self._convolutions[first].activation:
             return chain[:-1]
         return chain
 
-    def _find_sole_followers(self, index: int) -> list[int]:
-        return [i for i in self._others if self._given[i].sources == (index,)]
+    def _find_single_source_followers(self, index: int) -> list[int]:
+        """Returns the convolutions whose only source is this one."""
+        return [i for i in self._others if self._convolutions[i].sources == (index,)]

@@ -68,12 +68,12 @@ class _Flattener:
         self._tensors += [own, calls, outputs]
         self._connect(inputs, [id(x) for x in tree.flatten(own)])
         for call in calls:
-            given = [id(x) for x in call.inputs]
+            sources = [id(x) for x in call.inputs]
             if isinstance(call.layer, keras.Model):
-                results = self.add(call.layer, given)
+                results = self.add(call.layer, sources)
                 self._connect(results, [id(x) for x in call.outputs])
             else:
-                self.operations.append(_describe(call, given))
+                self.operations.append(_describe(call, sources))
         return [id(x) for x in outputs]
 
     def _connect(self, inputs: list, outputs: list) -> None:
@@ -82,6 +82,7 @@ class _Flattener:
 
 
 def _describe(call: Call, inputs: list) -> Operation:
+    """Returns a call of a layer as an operation; most layers pass on their input."""
     layer, outputs = call.layer, tuple(id(x) for x in call.outputs)
     if isinstance(layer, layers.DepthwiseConv2D | layers.Conv2D):
         is_depthwise = isinstance(layer, layers.DepthwiseConv2D)

@@ -15,10 +15,10 @@ class MismatchError(UserError):
 
 def match(
     wanted: Sequence[Convolution],
-    given: Sequence[Convolution],
+    convolutions: Sequence[Convolution],
     compare_rates: bool = True,
 ) -> list[int]:
-    """Returns the index in `given` of each convolution in `wanted`.
+    """Returns the index in `convolutions` of each convolution in `wanted`.
 
     Two convolutions match if they have the same kernel shape, strides and rates, and
     their inputs come from convolutions that match.
@@ -27,19 +27,21 @@ def match(
         MismatchError: names the first one without a match.
     """
     found: list[int] = []
-    free = list(range(len(given)))
+    free = list(range(len(convolutions)))
     for convolution in wanted:
         sources = [found[i] for i in convolution.sources]
         similar = [
             i
             for i in free
-            if _is_same(convolution, given[i], compare_rates)
-            and _has_sources(given[i], sources, convolution.is_concatenated)
+            if _is_same(convolution, convolutions[i], compare_rates)
+            and _has_sources(convolutions[i], sources, convolution.is_concatenated)
         ]
         if not similar:
             raise MismatchError(_describe_missing(convolution))
         # Only pooling distinguishes image-level features from the 1x1 branch.
-        pooled = [i for i in similar if bool(given[i].pool) == bool(convolution.pool)]
+        pooled = [
+            i for i in similar if bool(convolutions[i].pool) == bool(convolution.pool)
+        ]
         found.append((pooled or similar)[0])
         free.remove(found[-1])
     return found
@@ -70,7 +72,7 @@ def _describe_missing(convolution: Convolution) -> str:
 
 
 def extract_weights(
-    model: ModelGraph, given: Sequence[Convolution]
+    model: ModelGraph, convolutions: Sequence[Convolution]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns `{official name: array}` of a graph, and the names of unused layers.
 
@@ -82,10 +84,10 @@ def extract_weights(
         MismatchError: if the graph lacks a convolution of the model.
     """
     arrays = {}
-    matched = match(model.convolutions, given)
+    matched = match(model.convolutions, convolutions)
     for convolution, index in zip(model.convolutions, matched, strict=True):
         scope = convolution.name.replace(".", "/")
-        kernel, bias = given[index].fold()
+        kernel, bias = convolutions[index].fold()
         leaf = "depthwise_weights" if convolution.is_depthwise else "weights"
         arrays[f"{scope}/{leaf}"] = kernel
         if convolution.name not in model.epsilons:
@@ -98,5 +100,5 @@ def extract_weights(
             f"{scope}/BatchNorm/moving_mean": np.zeros_like(bias),
             f"{scope}/BatchNorm/moving_variance": np.full_like(bias, 1 - epsilon),
         }
-    unused = sorted(set(range(len(given))) - set(matched))
-    return arrays, [given[i].name for i in unused]
+    unused = sorted(set(range(len(convolutions))) - set(matched))
+    return arrays, [convolutions[i].name for i in unused]

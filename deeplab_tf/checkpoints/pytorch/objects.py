@@ -119,7 +119,7 @@ class _Global:
     name: str
 
 
-def damaged(reason: str) -> InvalidFileError:
+def make_damage_error(reason: str) -> InvalidFileError:
     """Returns an error that advises to download the file again."""
     return InvalidFileError(f"{reason}; download or copy the file again")
 
@@ -157,9 +157,9 @@ def find_storage(reference: Any) -> Storage:
             f"it contains a model with its code; load it with PyTorch and use {SAVE}"
         )
     if not isinstance(cls, _Global) or position not in ([], [None]):
-        raise damaged("it contains an unknown kind of storage")
+        raise make_damage_error("it contains an unknown kind of storage")
     if not isinstance(key, str) or not _is_count(size):
-        raise damaged("a storage has an invalid name or size")
+        raise make_damage_error("a storage has an invalid name or size")
     return Storage(key, _STORAGES[cls.name], size)
 
 
@@ -180,13 +180,15 @@ def _make_tensor(storage, dtype, offset, shape, strides, metadata) -> Tensor:
             "resolve_neg()"
         )
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-        raise damaged(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+        raise make_damage_error(
+            f"a tensor has {len(shape)} sizes and {len(strides)} strides"
+        )
     if not all(map(_is_count, (offset, *shape, *strides))):
-        raise damaged("a tensor has an invalid offset, size or stride")
+        raise make_damage_error("a tensor has an invalid offset, size or stride")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     size = storage.nbytes // dtype.itemsize
     if 0 not in shape and last >= size:
-        raise damaged(
+        raise make_damage_error(
             f"a tensor of shape {shape} needs element {last} of a storage with "
             f"{size} elements"
         )
@@ -236,6 +238,6 @@ _ADMITTED = {
 def call(function: Any, arguments: Any) -> Any:
     """Rebuilds an object from its class or function, and arguments."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-        raise damaged("its pickle calls something that is not a function")
+        raise make_damage_error("its pickle calls something that is not a function")
     build = _BUILDERS.get(function.name)
     return build(*arguments) if build else Placeholder(function.name)

@@ -16,9 +16,9 @@ from deeplab_tf.checkpoints.pytorch.objects import (
     Tensor,
     add_items,
     call,
-    damaged,
     find_global,
     find_storage,
+    make_damage_error,
     shorten,
 )
 
@@ -146,7 +146,7 @@ class _Machine:
 
 def _require(value: Any, *classes: type) -> Any:
     if not isinstance(value, classes):
-        raise damaged(f"its pickle is invalid (a {type(value).__name__})")
+        raise make_damage_error(f"its pickle is invalid (a {type(value).__name__})")
     return value
 
 
@@ -168,7 +168,8 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 
 
-def _ignoring_argument(operation: Callable, value: Any) -> Callable:
+def _ignore_argument(operation: Callable, value: Any) -> Callable:
+    """Returns the operation of an opcode that implies this value."""
     return lambda machine, _: operation(machine, value)
 
 
@@ -179,23 +180,23 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    "TUPLE": _ignoring_argument(_Machine.make_tuple, None),
-    "TUPLE1": _ignoring_argument(_Machine.make_tuple, 1),
-    "TUPLE2": _ignoring_argument(_Machine.make_tuple, 2),
-    "TUPLE3": _ignoring_argument(_Machine.make_tuple, 3),
+    "TUPLE": _ignore_argument(_Machine.make_tuple, None),
+    "TUPLE1": _ignore_argument(_Machine.make_tuple, 1),
+    "TUPLE2": _ignore_argument(_Machine.make_tuple, 2),
+    "TUPLE3": _ignore_argument(_Machine.make_tuple, 3),
     "LIST": _Machine.make_list,
     "DICT": _Machine.make_dict,
     "FROZENSET": _Machine.make_frozenset,
-    "APPEND": _ignoring_argument(_Machine.append, False),
-    "APPENDS": _ignoring_argument(_Machine.append, True),
-    "ADDITEMS": _ignoring_argument(_Machine.append, True),
-    "SETITEM": _ignoring_argument(_Machine.set_items, False),
-    "SETITEMS": _ignoring_argument(_Machine.set_items, True),
+    "APPEND": _ignore_argument(_Machine.append, False),
+    "APPENDS": _ignore_argument(_Machine.append, True),
+    "ADDITEMS": _ignore_argument(_Machine.append, True),
+    "SETITEM": _ignore_argument(_Machine.set_items, False),
+    "SETITEMS": _ignore_argument(_Machine.set_items, True),
     "GLOBAL": _Machine.push_global,
     "STACK_GLOBAL": _Machine.find_stack_global,
-    "REDUCE": _ignoring_argument(_Machine.call, False),
-    "NEWOBJ": _ignoring_argument(_Machine.call, False),
-    "NEWOBJ_EX": _ignoring_argument(_Machine.call, True),
+    "REDUCE": _ignore_argument(_Machine.call, False),
+    "NEWOBJ": _ignore_argument(_Machine.call, False),
+    "NEWOBJ_EX": _ignore_argument(_Machine.call, True),
     "BUILD": _Machine.set_state,
     "BINPERSID": _Machine.push_storage,
 }
@@ -210,7 +211,7 @@ class _Limited:
 
     def _take(self, content: bytes, expected: int) -> bytes:
         if len(content) < expected:
-            raise damaged("it is truncated")
+            raise make_damage_error("it is truncated")
         self._left -= len(content)
         return content
 
@@ -248,5 +249,5 @@ def interpret(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any
     # The errors of genops, and of operations with values of the wrong type or number.
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         reason = str(e).partition("\n")[0] or type(e).__name__
-        raise damaged(f"its pickle is invalid ({shorten(reason)})") from e
+        raise make_damage_error(f"its pickle is invalid ({shorten(reason)})") from e
     return result

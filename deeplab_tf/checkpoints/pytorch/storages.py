@@ -17,7 +17,7 @@ from deeplab_tf.checkpoints.pytorch.objects import (
     SAVE,
     InvalidFileError,
     Storage,
-    damaged,
+    make_damage_error,
 )
 from deeplab_tf.checkpoints.pytorch.pickles import MAX_BYTES, interpret
 from deeplab_tf.errors import one_line
@@ -47,7 +47,7 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
     try:
         archive = zipfile.ZipFile(file)
     except _ZIP_ERRORS as error:
-        raise _make_damage_error(error) from error
+        raise _make_zip_error(error) from error
     top = _find_top(archive.namelist())
     entries = _check_entries(archive)
     if f"{top}data.pkl" in entries and entries[f"{top}data.pkl"].file_size > MAX_BYTES:
@@ -58,11 +58,11 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
 
     def read(name: str) -> bytes:
         if top + name not in entries:
-            raise damaged(f"its entry {name} is missing")
+            raise make_damage_error(f"its entry {name} is missing")
         try:
             return archive.read(entries[top + name])
         except _ZIP_ERRORS as error:
-            raise _make_damage_error(error) from error
+            raise _make_zip_error(error) from error
 
     if f"{top}byteorder" in entries and read("byteorder") != b"little":
         raise InvalidFileError(_BIG_ENDIAN)
@@ -70,9 +70,9 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
     return root, lambda storage: read(f"data/{storage.key}")
 
 
-def _make_damage_error(error: Exception) -> InvalidFileError:
+def _make_zip_error(error: Exception) -> InvalidFileError:
     reason = one_line(error) or type(error).__name__
-    return damaged(f"it is truncated or damaged ({reason})")
+    return make_damage_error(f"it is truncated or damaged ({reason})")
 
 
 def _check_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -81,7 +81,7 @@ def _check_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for info in infos:
         name = one_line(info.filename[:100])
         if count[info.filename] > 1:
-            raise damaged(f"its entry {name} occurs twice")
+            raise make_damage_error(f"its entry {name} occurs twice")
         parts = info.filename.replace("\\", "/").split("/")
         if ".." in parts or not parts[0]:
             raise InvalidFileError(f"its entry {name} has an unsafe name")
@@ -109,9 +109,9 @@ def _find_top(names: list[str]) -> str:
 
 
 def read_legacy(file: BinaryIO, size: int) -> tuple[Any, Reader]:
-    """Returns the object in a file before PyTorch 1.6, like `read_zip`.
+    """Reads a file of the format before PyTorch 1.6; returns the same as `read_zip`.
 
-    `size` is that of the file.
+    `size` is the size of the file in bytes.
     """
     if interpret(file) != _MAGIC or interpret(file) != _VERSION:
         raise InvalidFileError(
@@ -122,35 +122,35 @@ def read_legacy(file: BinaryIO, size: int) -> tuple[Any, Reader]:
         raise InvalidFileError(_BIG_ENDIAN)
     storages: dict[str, Storage] = {}
     root = interpret(file, storages)
-    places = _find_places(file, size, interpret(file), storages)
+    locations = _locate_storages(file, size, interpret(file), storages)
 
     def read(storage: Storage) -> bytes:
-        if storage.key not in places:
-            raise damaged("a storage is missing")
-        start, length = places[storage.key]
+        if storage.key not in locations:
+            raise make_damage_error("a storage is missing")
+        start, length = locations[storage.key]
         file.seek(start)
         return file.read(length)
 
     return root, read
 
 
-def _find_places(
+def _locate_storages(
     file: BinaryIO, size: int, keys: Any, storages: dict[str, Storage]
 ) -> dict[str, tuple[int, int]]:
     """Returns start and length of each storage in the file."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise damaged("its list of storages is invalid")
-    places: dict[str, tuple[int, int]] = {}
+        raise make_damage_error("its list of storages is invalid")
+    locations: dict[str, tuple[int, int]] = {}
     position = file.tell()
     for key in keys:
         file.seek(position)
         count = int.from_bytes(file.read(8), "little", signed=True)
-        if key not in storages or key in places:
-            raise damaged("its list of storages is invalid")
+        if key not in storages or key in locations:
+            raise make_damage_error("its list of storages is invalid")
         length = count * storages[key].dtype.itemsize
         position += 8
         if count < 0 or position + length > size:
-            raise damaged("it is truncated or damaged")
-        places[key] = (position, length)
+            raise make_damage_error("it is truncated or damaged")
+        locations[key] = (position, length)
         position += length
-    return places
+    return locations

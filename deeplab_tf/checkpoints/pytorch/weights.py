@@ -19,7 +19,7 @@ from deeplab_tf.checkpoints.pytorch.objects import (
     SAVE,
     InvalidFileError,
     Tensor,
-    damaged,
+    make_damage_error,
     shorten,
 )
 from deeplab_tf.checkpoints.pytorch.storages import ZIP, Reader, read_legacy, read_zip
@@ -123,22 +123,22 @@ def _read_folder(folder: str) -> TorchFile:
 def _read_shards(index: str) -> dict[str, np.ndarray]:
     """Reads all shards that an index names."""
     content = strict_json.load(text_files.read_content(index), index)
-    places = content.get("weight_map")
-    if not isinstance(places, dict) or not all(map(_is_shard, places.values())):
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not all(map(_is_shard, shards.values())):
         raise UserError(
             f"{index}: weight_map must map the name of each tensor to a "
             f"{' or '.join(SUFFIXES)} file of the same folder"
         )
     arrays: dict[str, np.ndarray] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(shards.values())):
         path = os.path.join(os.path.dirname(index), name)
         for key, array in _read_file(path).items():
-            if places.get(key) == name:
+            if shards.get(key) == name:
                 arrays[key] = array
-    missing = sorted(set(places) - set(arrays))
+    missing = sorted(set(shards) - set(arrays))
     if missing:
         raise UserError(
-            f"{index}: {escape(places[missing[0]])} contains no {shorten(missing[0])}; "
+            f"{index}: {escape(shards[missing[0]])} contains no {shorten(missing[0])}; "
             "download the folder again"
         )
     return arrays
@@ -169,7 +169,7 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             return {name: _convert(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(f"it is damaged ({one_line(error)[:200]})") from error
+        raise make_damage_error(f"it is damaged ({one_line(error)[:200]})") from error
     except (TypeError, AttributeError) as error:  # such as float8
         raise InvalidFileError(
             f"it has a type that NumPy lacks ({one_line(error)[:200]}); convert its "
@@ -178,7 +178,7 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
 
 
 def _refuse_other_kinds(head: bytes) -> None:
-    """Raises InvalidFileError if a file starts like one that is often mistaken."""
+    """Raises InvalidFileError for files that are often mistaken for weights."""
     if not head:
         raise InvalidFileError("it is empty; download it again")
     if head.startswith(_LFS):
@@ -269,7 +269,7 @@ def _read_arrays(tensors: Mapping[str, Tensor], read: Reader) -> dict[str, np.nd
             contents[storage.key] = read(storage)
         content = contents[storage.key]
         if len(content) != storage.nbytes:
-            raise damaged(
+            raise make_damage_error(
                 f"a storage has {len(content):,} bytes instead of {storage.nbytes:,}"
             )
         if tensor not in arrays:

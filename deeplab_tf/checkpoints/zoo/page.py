@@ -82,8 +82,8 @@ torchvision 0.29.1, MMSegmentation 1.2.2 and Hugging Face's model card.
 """  # noqa: E501
 
 
-def _select_rows(checkpoint: ZooCheckpoint) -> Iterator[tuple[str, Preset]]:
-    """Yields each evaluation; only the first has the name of the checkpoint."""
+def _iterate_evaluations(checkpoint: ZooCheckpoint) -> Iterator[tuple[str, Preset]]:
+    """Yields the name cell and preset of each row; only the first row has a name."""
     name = f"`{checkpoint.name}`"
     for preset in checkpoint.evaluations:
         yield name, preset
@@ -151,7 +151,7 @@ def format_page(root: pathlib.Path) -> str:
     columns = "checkpoint,protocol,size,mIoU,verified,parameters,multiply-adds,CPU s"
     rows = [columns.split(",")]
     for checkpoint in zoo.ZOO.values():
-        for name, preset in _select_rows(checkpoint):
+        for name, preset in _iterate_evaluations(checkpoint):
             rows.append([name, *_format_row(checkpoint, preset, results)])
     columns = "checkpoint,project,licence,trained on,protocol,classes,mIoU,6 scales,MiB"
     pytorch = [[*columns.split(","), "download"]]

@@ -29,6 +29,6 @@ class Backbone:
 
     @property
     def conventions(self) -> tuple[str, ...]:
-        """Fields of `ConventionsConfig` that the network has a choice of."""
+        """Fields of `ConventionsConfig` that this backbone supports."""
         own = {field.name for field in dataclasses.fields(ConventionsConfig)}
         return tuple(name for name in type(self.network)._fields if name in own)

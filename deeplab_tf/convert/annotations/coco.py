@@ -39,7 +39,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
     path, content = file.path, file.content
     names = {
         key: fields.read_name(entry.get("name"), where)
-        for key, (where, entry) in _index(path, "categories", content).items()
+        for key, (where, entry) in _index_by_id(path, "categories", content).items()
     }
     images = {
         key: AnnotatedImage(
@@ -49,7 +49,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
             fields.read_size(entry.get("height"), entry.get("width"), where),
             by_area=True,
         )
-        for key, (where, entry) in _index(path, "images", content).items()
+        for key, (where, entry) in _index_by_id(path, "images", content).items()
     }
     found = Annotations("COCO", list(images.values()), tuple(names.values()))
     entries = content["annotations"]
@@ -67,8 +67,12 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
     return found
 
 
-def _index(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
-    """Returns the entries of a list by their ids."""
+def _index_by_id(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
+    """Returns each entry of a list, with its location for error messages, by its id.
+
+    Raises:
+        UserError: if an id is missing or repeated.
+    """
     entries: dict[Any, tuple[str, dict]] = {}
     for where, entry in fields.read_entries(content[key], f"{path}: {key}"):
         if type(entry.get("id")) not in (int, str):

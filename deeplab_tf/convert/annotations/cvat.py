@@ -107,7 +107,7 @@ def _read_image(entry: ElementTree.Element, path: str) -> AnnotatedImage:
 def _list_shapes(
     entry: ElementTree.Element, image: AnnotatedImage, found: Annotations
 ) -> list[tuple[str, ElementTree.Element]]:
-    """Returns the shapes of an image with their places, from back to front."""
+    """Returns the shapes of an image with their locations, from back to front."""
     shapes = []
     for i, shape in enumerate(entry):
         where = f"{image.source}: {image.name}: {shape.tag} {i}"

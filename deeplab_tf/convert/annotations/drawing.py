@@ -174,7 +174,7 @@ def draw_with_pillow(
 ) -> Patch:
     """Draws a shape as labelme does, including its outline.
 
-    `method` is that of `ImageDraw`: polygon, rectangle, ellipse, or line with a
+    `method` is a method of `ImageDraw`: polygon, rectangle, ellipse, or line with a
     `line_width` in pixels.
     """
     check_points(points, height, width)

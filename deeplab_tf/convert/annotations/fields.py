@@ -1,6 +1,6 @@
 """Reads and checks the fields of annotation files.
 
-In all functions, `where` is the place of a value in its file, for errors.
+In all functions, `where` is the location of a value in its file, for errors.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _MAX_NUMBER = 1e9
 
 
 def read_entries(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the objects of a JSON list with their places, such as `shapes[3]`.
+    """Yields the objects of a JSON list with their locations, such as `shapes[3]`.
 
     Raises:
         UserError: if it is not a list of objects.

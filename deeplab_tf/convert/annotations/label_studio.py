@@ -64,7 +64,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
 def _list_regions(
     task: dict, where: str, found: Annotations
 ) -> Iterator[tuple[str, dict]]:
-    """Yields the labelled regions of a task with their places, and counts others."""
+    """Yields the labelled regions of a task with their locations, and counts others."""
     for place, region in _list_results(task, where):
         keys = [key for key in region if key.endswith("labels")]
         if "keypointlabels" in keys:
@@ -139,7 +139,7 @@ def _read_label(region: dict, where: str) -> str:
 
 
 def _read_shape(region: dict, where: str) -> drawing.Draw:
-    """Returns how to draw a region, whose coordinates are in percent."""
+    """Returns a function that draws a region, whose coordinates are in percent."""
     size = _read_region_size(region, where)
     if "rle" in region:
         return functools.partial(brush.draw, brush.read(region["rle"], where), size)

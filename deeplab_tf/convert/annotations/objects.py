@@ -23,10 +23,11 @@ DEFAULTS = AnnotationOptions()
 def draw_line(
     points: np.ndarray, options: AnnotationOptions, where: str
 ) -> drawing.Draw:
-    """Returns how to draw a line through points (x, y).
+    """Returns a function that draws a line through points (x, y).
 
     Raises:
-        UserError: if the options have no line width; `where` is its place in the file.
+        UserError: if the options have no line width; `where` is the location of the
+            line in the file.
     """
     if options.line_width is None:
         raise UserError(
@@ -58,7 +59,7 @@ class Object(NamedTuple):
     Attributes:
         name: Name of its class.
         draw: Draws it; raises ValueError for an outline that the image cannot have.
-        where: Its place in the file, for errors.
+        where: Its location in the file, for errors.
     """
 
     name: str

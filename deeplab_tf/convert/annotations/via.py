@@ -70,7 +70,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
 
 
 def _list_regions(path: str, key: str, entry: dict) -> Iterator[tuple[str, dict]]:
-    """Yields regions, a list in version 2 and a map in version 1, with their places."""
+    """Yields regions (version 2: a list; version 1: a map) with their locations."""
     regions = entry["regions"]
     if isinstance(regions, dict):
         regions = list(regions.values())
