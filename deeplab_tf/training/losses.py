@@ -91,9 +91,7 @@ def loss_and_count(
     See `segmentation_loss` for the arguments.
     """
     if relaxed_border:
-        from deeplab_tf.training import tricks
-
-        losses = tricks.relaxed_pixel_losses(
+        losses = relaxed_pixel_losses(
             ops.cast(labels, "int32"),
             logits,
             ignore_label,
@@ -139,6 +137,35 @@ def pixel_losses(
         wrong = ops.maximum(-ops.expm1(-entropy), 1e-7)
         entropy = ops.power(wrong, focal_gamma) * entropy
     return weights * entropy
+
+
+def encode_labels(
+    labels: Tensor, num_classes: int, ignore_label: int
+) -> tuple[Tensor, Tensor]:
+    """Returns one-hot labels with zeros at pixels without a class, and their mask."""
+    known = is_scored(labels, num_classes, ignore_label)
+    hot = ops.one_hot(ops.where(known, labels, 0), num_classes, dtype="float32")
+    mask = ops.cast(known, "float32")[..., None]
+    return hot * mask, mask
+
+
+def relaxed_pixel_losses(
+    labels: Tensor,
+    logits: Tensor,
+    ignore_label: int,
+    class_weights: Sequence[float],
+    border: int,
+) -> Tensor:
+    """Returns the loss of the union of all classes within `border` pixels.
+
+    1812.01593, Eq. 2. Shapes are those of `losses.pixel_losses`, with a batch.
+    """
+    hot, mask = encode_labels(labels, logits.shape[-1], ignore_label)
+    allowed = ops.max_pool(hot, 2 * border + 1, 1, "same")
+    loss = ops.logsumexp(logits, -1) - ops.logsumexp(logits + (allowed - 1) * 1e4, -1)
+    if len(class_weights):
+        loss = loss * ops.sum(hot * ops.convert_to_tensor(class_weights), -1)
+    return ops.where(mask[..., 0] > 0, loss, 0.0)
 
 
 def is_mined(share: float | Tensor) -> bool:

@@ -1,49 +1,17 @@
 """Candidate losses, which `benchmarks.tricks` measures."""
 
-from collections.abc import Sequence
-
 import keras
 import tensorflow as tf
 from keras import ops
 
 from deeplab_tf.config import TrainConfig
-from deeplab_tf.data.info import is_scored
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.resampling import align_size, resize_bilinear
 from deeplab_tf.models.tensors import Tensor
-from deeplab_tf.training.losses import shrink_labels
+from deeplab_tf.training.losses import encode_labels, shrink_labels
 
 _BINS = 1024
 _RMI_STRIDE, _RMI_SIDE = 4, 3
-
-
-def _encode_labels(
-    labels: Tensor, num_classes: int, ignore_label: int
-) -> tuple[Tensor, Tensor]:
-    """Returns one-hot labels with zeros at pixels without a class, and their mask."""
-    known = is_scored(labels, num_classes, ignore_label)
-    hot = ops.one_hot(ops.where(known, labels, 0), num_classes, dtype="float32")
-    mask = ops.cast(known, "float32")[..., None]
-    return hot * mask, mask
-
-
-def relaxed_pixel_losses(
-    labels: Tensor,
-    logits: Tensor,
-    ignore_label: int,
-    class_weights: Sequence[float],
-    border: int,
-) -> Tensor:
-    """Returns the loss of the union of all classes within `border` pixels.
-
-    1812.01593, Eq. 2. Shapes are those of `losses.pixel_losses`, with a batch.
-    """
-    hot, mask = _encode_labels(labels, logits.shape[-1], ignore_label)
-    allowed = ops.max_pool(hot, 2 * border + 1, 1, "same")
-    loss = ops.logsumexp(logits, -1) - ops.logsumexp(logits + (allowed - 1) * 1e4, -1)
-    if len(class_weights):
-        loss = loss * ops.sum(hot * ops.convert_to_tensor(class_weights), -1)
-    return ops.where(mask[..., 0] > 0, loss, 0.0)
 
 
 def lovasz_softmax(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
@@ -52,7 +20,7 @@ def lovasz_softmax(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
     Errors are sorted into bins of equal width instead of individually.
     """
     classes = logits.shape[-1]
-    hot, mask = _encode_labels(labels, classes, ignore_label)
+    hot, mask = encode_labels(labels, classes, ignore_label)
     errors = ops.reshape(ops.abs(hot - ops.softmax(logits)) * mask, (-1, classes))
     hot, mask = ops.reshape(hot, (-1, classes)), ops.reshape(mask, (-1, 1))
     # The largest errors come first.
@@ -78,7 +46,7 @@ def lovasz_softmax(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
 
 def dice(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
     """Returns one minus the Dice score of the classes in a batch (1606.04797)."""
-    hot, mask = _encode_labels(labels, logits.shape[-1], ignore_label)
+    hot, mask = encode_labels(labels, logits.shape[-1], ignore_label)
     probabilities = ops.softmax(logits) * mask
     axes = (0, 1, 2)
     both, size = ops.sum(probabilities * hot, axes), ops.sum(hot, axes)
@@ -98,7 +66,7 @@ def rmi(labels: Tensor, logits: Tensor, ignore_label: int) -> Tensor:
     Regions of 3x3 cells come from features that are pooled by 4.
     """
     classes = logits.shape[-1]
-    hot, mask = _encode_labels(labels, classes, ignore_label)
+    hot, mask = encode_labels(labels, classes, ignore_label)
     probabilities = ops.sigmoid(logits) * mask + 1e-6
     truth, predicted = (_find_regions(x) for x in (hot, probabilities))
     transposed = ops.swapaxes(truth, 2, 3), ops.swapaxes(predicted, 2, 3)
