@@ -97,7 +97,7 @@ def define_flags(suite: Suite, seeds: str) -> absl_flags.FlagValues:
 
 
 def make_bench(suite: Suite, values: absl_flags.FlagValues) -> Bench:
-    """Returns what the runs of a suite share, from the flags."""
+    """Returns the settings that the runs of a suite share, from the flags."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
     info = sources.resolve_info(values.dataset, folder)
