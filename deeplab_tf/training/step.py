@@ -86,9 +86,8 @@ class TrainStep:
                 outputs = tf.nest.flatten(self._network(images, training=True))
                 loss = tf.add_n([self._loss(x, labels, pixels) for x in outputs])
                 if self._teacher is not None:
-                    loss += config.teacher_weight * self._teacher(
-                        images, outputs[0], labels, config.ignore_label
-                    )
+                    soft = self._teacher(images, outputs[0], labels)
+                    loss += config.teacher_weight * soft / self._parts
             gradients = tape.gradient(loss, variables, loss_scale)
             return gradients, [loss[None], *self._count_classes(outputs[0], labels)]
 
@@ -151,9 +150,14 @@ class TrainStep:
             # Pixels are mined per replica and part, as per clone in the official code;
             # the divisor is how many of them have a loss above 0.
             pixels = sum_over_replicas(own_pixels) * config.accumulate_steps
-        return total / tf.maximum(pixels, 1.0) + tricks.region_loss(
-            labels, logits, config
-        )
+        loss = total / tf.maximum(pixels, 1.0)
+        return loss + tricks.region_loss(labels, logits, config) / self._parts
+
+    @property
+    def _parts(self) -> int:
+        """Number of parts of a batch, each with its own loss; the losses are summed."""
+        context = tf.distribute.get_replica_context()
+        return context.num_replicas_in_sync * self._config.accumulate_steps
 
     def _count_classes(self, logits, labels) -> tuple:
         if self._config.upsample_logits:

@@ -121,11 +121,10 @@ class Teacher:
             teacher.input, teacher.get_layer("logits").output, trainable=False
         )
         self._scales = config.teacher_scales
+        self._ignore_label = config.ignore_label
         self._stride = model.model_config.output_stride
 
-    def __call__(
-        self, images: Tensor, logits: Tensor, labels: Tensor, ignore_label: int
-    ) -> Tensor:
+    def __call__(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy to the soft labels at the logits' size."""
         size = tuple(logits.shape[1:3])
         soft = ops.stop_gradient(
@@ -136,7 +135,7 @@ class Teacher:
             )
         ) / (2 * len(self._scales))
         # Padding has no soft label.
-        known = ops.cast(shrink_labels(labels, size) != ignore_label, "float32")
+        known = ops.cast(shrink_labels(labels, size) != self._ignore_label, "float32")
         losses = -ops.sum(soft * ops.log_softmax(logits), -1)
         return ops.sum(losses * known) / ops.maximum(ops.sum(known), 1.0)
 

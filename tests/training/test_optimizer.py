@@ -204,6 +204,24 @@ def test_adamw_decouples_weight_decay():
     np.testing.assert_allclose(found["a/weights/Adam_1"], second, rtol=1e-5)
 
 
+def test_last_layers_have_their_own_learning_rate_in_adamw():
+    config = TrainConfig(
+        optimizer="adamw",
+        base_learning_rate=0.01,
+        weight_decay=0.0,
+        last_layer_gradient_multiplier=3.0,
+    )
+    names = ("MobilenetV2/Conv/weights", "logits/semantic/weights")
+    trained = {name: keras.Variable([1.0]) for name in names}
+    optimizer = make_optimizer(config)
+    build_optimizer(optimizer, trained, config)
+    optimizer.apply([tf.constant([0.5])] * 2, list(trained.values()))
+    backbone, logits = (float(1 - v[0]) for v in trained.values())
+    assert (backbone, logits) == pytest.approx((0.01, 0.03), rel=1e-4)
+    # A factor on the gradient would have no effect.
+    assert gradient_multiplier(names[1], config) == 1.0
+
+
 def test_optimizers_are_rebuilt_from_their_config():
     options = {"training_number_of_steps": 10, "slow_start_step": 4, "momentum": 0.5}
     optimizer = make_optimizer(TrainConfig(**options))

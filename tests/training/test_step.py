@@ -131,7 +131,12 @@ def test_classes_are_counted_at_logits_resolution(upsample):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"label_weights": WEIGHTS}, {"upsample_logits": False, "focal_gamma": 2.0}],
+    [
+        {},
+        {"label_weights": WEIGHTS},
+        {"upsample_logits": False, "focal_gamma": 2.0},
+        {"relaxed_border": 1},
+    ],
 )
 def test_accumulated_gradients_equal_full_batch(options):
     images, labels = batch()
