@@ -68,7 +68,7 @@ class _Cropper:
         self._uniform = UniformClasses(source) if is_uniform else None
 
     def _draw(self, index: tf.Tensor) -> Target | None:
-        return self._uniform and self._uniform.draw(self.config, index)
+        return self._uniform.draw(self.config, index) if self._uniform else None
 
     def _position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of a training sample's record in the source."""
