@@ -57,12 +57,12 @@ def badges() -> str:
 
 def masks(info: deeplab_tf.DatasetInfo) -> np.ndarray:
     """Returns an image, its class ids as grey levels, as colours, and the overlay."""
-    image, label = shapes.scene(np.random.default_rng(3), (SIDE, SIDE))
+    image, label = shapes.draw_scene(np.random.default_rng(3), (SIDE, SIDE))
     label[label == info.ignore_label] = 0
     overlay = visualize.overlay(image, label, info)
     ids = np.repeat(label[..., None], 3, axis=2)
     sheet = [image, ids, visualize.colorize(label, info), overlay]
-    captions = ("image", "_label.png", "_color.png", "_overlay.png")
+    captions = ("image", "_make_label.png", "_color.png", "_overlay.png")
     return visualize.add_captions(visualize.contact_sheet(sheet, 4), captions)
 
 

@@ -46,10 +46,13 @@ def parse_yaml(lines: Sequence[str], source: str, keys: Collection[str]) -> Any:
 
 
 class _Reader:
+    """Converts YAML nodes to lists, dictionaries and strings; refuses the rest."""
+
     def __init__(self, text: str, source: str):
         self._text, self._source = text, source
 
     def error(self, mark: yaml.Mark) -> UserError:
+        """Returns an error that names the line."""
         before, after = self._text[: mark.index], self._text[mark.index :]
         line = before.rpartition("\n")[2] + after.partition("\n")[0]
         return UserError(
