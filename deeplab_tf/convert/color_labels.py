@@ -69,13 +69,13 @@ class Masks:
         if mask.lossy and not self.classes.nearest:
             raise UnclearError(
                 f"{path} is {mask.lossy}, which changes values and colours; save "
-                f"masks as PNG, or add --nearest{self._suggest_nearest_flags(path, mask)}"
+                f"masks as PNG, or add --nearest{self._suggest_flags(path, mask)}"
             )
         label = self._interpret(path, mask)
         self._check_clear(path, mask, label)
         return label
 
-    def _suggest_nearest_flags(self, path: epath.Path, mask: Mask) -> str:
+    def _suggest_flags(self, path: epath.Path, mask: Mask) -> str:
         """Returns the flags that `--nearest` needs as well, "" if none."""
         if self.classes.color_ids() or self.classes.declared_values():
             return ""
@@ -92,7 +92,7 @@ class Masks:
         is_hidden = mask.is_clear & (label != 0) & (label != info.ignore_label)
         if is_hidden.any():
             raise UnclearError(
-                f"{path} has {mask.count(is_hidden):,} transparent pixels in the "
+                f"{path} has {mask.count_pixels(is_hidden):,} transparent pixels in the "
                 f"colour of {info.class_names[label[is_hidden][0]]}; remove the "
                 "transparency, or paint them as background"
             )

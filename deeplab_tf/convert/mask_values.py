@@ -133,10 +133,13 @@ def describe_unknown_color(
     y, x = np.argwhere(wrong)[0].tolist()
     color = tuple(mask.pixels[y, x].tolist())
     where = f" first at (x, y) = ({x}, {y})," if mask.counts is None else ""
-    count, every = mask.count(packed == packed[y, x]), mask.count(packed >= 0)
+    count, every = (
+        mask.count_pixels(packed == packed[y, x]),
+        mask.count_pixels(packed >= 0),
+    )
     others = np.unique(packed[wrong]).size - 1
     hint = (
-        f"and {others} more colours, {mask.count(wrong):,} pixels in all; "
+        f"and {others} more colours, {mask.count_pixels(wrong):,} pixels in all; "
         "if it was anti-aliased, resized or saved as JPEG, add --nearest"
         if others > 8
         else f"add a class of this colour, --value_map={format_value(color)}:NAME, or "

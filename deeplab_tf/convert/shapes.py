@@ -71,36 +71,44 @@ def _make_wave(x):
 
 
 def _draw_rings(rng, x, y):
+    """Returns concentric rings, 0..1, at coordinates x and y in periods."""
     return _make_wave(np.float32(1.2) * np.hypot(x, y))
 
 
 def _draw_checkerboard(rng, x, y):
+    """Returns a checkerboard, 0..1, at coordinates x and y in periods."""
     wave = np.sin(np.float32(4.5) * x) * np.sin(np.float32(4.5) * y)
     return np.clip(0.5 + 3 * wave, 0, 1)
 
 
 def _draw_stripes(rng, x, y):
+    """Returns parallel stripes, 0..1, at coordinates x and y in periods."""
     return _make_wave(np.float32(1.5) * x)
 
 
 def _draw_spokes(rng, x, y):
+    """Returns 10 to 14 radial stripes, 0..1, at coordinates x and y."""
     return _make_wave(np.arctan2(y, x) * np.float32(rng.integers(10, 15) / (2 * np.pi)))
 
 
 def _draw_dots(rng, x, y):
+    """Returns a grid of dots, 0..1, at coordinates x and y in periods."""
     wave = np.cos(np.float32(7.5) * x) + np.cos(np.float32(7.5) * y)
     return np.clip(2 * wave - 0.9, 0, 1)
 
 
 def _draw_zigzag(rng, x, y):
+    """Returns zigzag stripes, 0..1, at coordinates x and y in periods."""
     return _make_wave(np.float32(1.2) * x + np.abs(np.float32(1.2) * y % 2 - 1))
 
 
 def _draw_satin(rng, x, y):
+    """Returns a slow horizontal gradient, 0..1, at coordinates x and y."""
     return np.clip(0.5 + 0.05 * x, 0, 1)
 
 
 def _draw_speckle(rng, x, y):
+    """Returns irregular spots, 0..1, in the shape of x."""
     return np.clip(6 * _draw_noise(rng, x.shape, int(rng.integers(24, 36))) - 3.3, 0, 1)
 
 

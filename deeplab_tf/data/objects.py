@@ -70,10 +70,10 @@ class ObjectSizes:
         return self.sides[:, :cell].sum(1) / np.maximum(1, self.counts)
 
     def tiny_pixel_shares(self, cell: int) -> np.ndarray:
-        """Returns the fraction of each class's pixels in objects that small."""
+        """Returns the fraction of each class's pixels in objects below `cell` x `cell`."""
         pixels = self.sides * np.arange(_MAX_SIDE + 1) ** 2
         return pixels[:, :cell].sum(1) / np.maximum(1, pixels.sum(1))
 
     def huge_shares(self, crop_side: int) -> np.ndarray:
-        """Returns the fraction of each class's objects longer than a crop."""
+        """Returns the fraction of each class's objects with an extent of over a crop."""
         return self.extents[:, crop_side + 1 :].sum(1) / np.maximum(1, self.counts)

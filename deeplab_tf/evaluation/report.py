@@ -99,6 +99,7 @@ def _describe_protocol(protocol: Mapping) -> list[tuple[str, object]]:
 
 
 def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
+    """Returns the table of scores by class, for the template."""
     columns = {
         "Accuracy, %": metrics["accuracy_per_class"],
         "F-score, %": metrics["f_score_per_class"],
@@ -141,6 +142,7 @@ def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
 
 
 def _make_unpredicted_section(metrics: Mapping, info: DatasetInfo) -> list[tuple]:
+    """Returns the section on classes that are never predicted, if any."""
     ids = {name: label for label, name in enumerate(info.class_names)}
     reasons = metrics.get(NEVER_PREDICTED, {})
     rows = [(describe_class(ids[name], info), why) for name, why in reasons.items()]
@@ -148,6 +150,7 @@ def _make_unpredicted_section(metrics: Mapping, info: DatasetInfo) -> list[tuple
 
 
 def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
+    """Returns the sections of those measures that are in the metrics."""
     data = {
         "trimap": _describe_trimap,
         "boundary_iou": dict,
@@ -159,6 +162,7 @@ def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
 
 
 def _describe_trimap(trimap: Mapping) -> dict:
+    """Returns the table of mIoU by trimap width, for the template."""
     place = _BANDS.get(trimap["around"], trimap["around"])
     image = visualize.plot_trimap(trimap["widths"], trimap["miou"])
     alt = f"mIoU in bands around {place}, by width; the table lists the values."
@@ -209,6 +213,7 @@ def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
 
 
 def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
+    """Returns shrunk image, ground truth, prediction and errors by caption."""
     sides = np.array(scored.truth.shape)
     small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
     height, width = small.tolist()

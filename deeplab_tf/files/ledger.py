@@ -73,6 +73,7 @@ class Ledger:
         self._version = self._current_version()
 
     def _current_version(self) -> tuple[int, ...] | None:
+        """Returns values that change whenever the file does; None without a file."""
         if not tf.io.gfile.exists(self._path):
             return None
         if is_remote(self._path):
