@@ -92,8 +92,8 @@ class Masks:
         is_hidden = mask.is_clear & (label != 0) & (label != info.ignore_label)
         if is_hidden.any():
             raise UnclearError(
-                f"{path} has {mask.count_pixels(is_hidden):,} transparent pixels in the "
-                f"colour of {info.class_names[label[is_hidden][0]]}; remove the "
+                f"{path} has {mask.count_pixels(is_hidden):,} transparent pixels in "
+                f"the colour of {info.class_names[label[is_hidden][0]]}; remove the "
                 "transparency, or paint them as background"
             )
 

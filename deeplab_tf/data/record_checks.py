@@ -95,7 +95,7 @@ class RecordChecker:
                 yield work.result()
 
     def _check(self, position: int, is_intact: bool, record: bytes) -> RecordReport:
-        """Returns the report on a record; `is_intact` is the result of its checksums."""
+        """Returns the report on a record; `is_intact`: its checksums match."""
         where = self._name_record(position)
         if not is_intact:
             return RecordReport([("broken", f"{where}: a checksum does not match")])

@@ -82,7 +82,7 @@ class Gallery:
         return len(kept) < self._extremes or (self._extremes > 0 and rank > kept[-1][0])
 
     def _insert(self, kept: list, scored: ScoredImage, rank: float) -> None:
-        """Adds an image to a list sorted by rank, and drops the last beyond the limit."""
+        """Adds an image to a list sorted by rank; drops the last beyond the limit."""
         kept.append((rank, scored))
         # The sort is stable, so of equal scores, the earlier image is kept.
         kept.sort(key=lambda pair: -pair[0])

@@ -66,6 +66,7 @@ def report_lost_workers(worker: Worker) -> Iterator[None]:
 
 
 def _task_range(cluster: dict, kind: str) -> range:
+    """Returns the indices of a kind of task in a cluster."""
     return range(len(cluster.get(kind, ())))
 
 
@@ -169,6 +170,7 @@ def _require_tf_config() -> None:
 
 
 def _find_tf_config_problem(text: str) -> str:
+    """Returns what is wrong with the value of TF_CONFIG, or ""."""
     if not text:
         return "it is not set"
     try:
