@@ -1,10 +1,11 @@
-"""Writes self-contained HTML pages, without scripts, fonts or other files.
+"""Writes self-contained HTML pages, without fonts or other files.
 
 The templates in `templates/` are autoescaped.
 """
 
 import base64
 import functools
+import hashlib
 import io
 import platform
 from collections.abc import Mapping
@@ -56,6 +57,15 @@ def _load_templates() -> jinja2.Environment:
     return environment
 
 
+@functools.cache
+def _load_script() -> dict[str, str]:
+    """Returns the only script of the pages, and its hash for their policy."""
+    environment = _load_templates()
+    text = environment.loader.get_source(environment, "viewer.js")[0]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": text, "script_hash": f"sha256-{digest}"}
+
+
 def write_page(path: str, template: str, **data: object) -> None:
     """Renders a template and writes the page atomically.
 
@@ -64,7 +74,7 @@ def write_page(path: str, template: str, **data: object) -> None:
         template: A file in `templates/` that extends `page.html`.
         **data: `title`, `headline`, `sections`, and variables of the template.
     """
-    text = _load_templates().get_template(template).render(**data)
+    text = _load_templates().get_template(template).render(**_load_script(), **data)
     # Arguments and file names that are not UTF-8 contain surrogates.
     write_text(text.encode(errors="replace").decode() + "\n", path)
 
