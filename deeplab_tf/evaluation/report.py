@@ -3,7 +3,6 @@
 The template is `templates/report.html`.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,10 +14,13 @@ from deeplab_tf.evaluation.comparison import make_comparison_sections
 from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.evaluation.page import (
     describe_class,
-    describe_versions,
+    describe_origin,
     embed_jpeg,
+    embed_labels,
     embed_png,
+    fit,
     format_percent,
+    shrink_labels,
     write_page,
 )
 from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED
@@ -83,7 +85,7 @@ def write_report(
         *_make_optional_sections(metrics),
         *_make_gallery_section("Best images", best, info),
         ("Protocol", "protocol", _describe_protocol(metrics["protocol"])),
-        ("How to reproduce", "origin", _describe_origin(command)),
+        ("How to reproduce", "origin", describe_origin(command)),
     ]
     split = metrics["protocol"].get("split", "")
     shares = {
@@ -235,27 +237,16 @@ def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
 
 
 def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
-    sides = np.array(scored.truth.shape)
-    small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
-    height, width = small.tolist()
-    # Use the nearest neighbour, because class ids cannot be averaged.
-    centres = [
-        ((np.arange(n) + 0.5) * side / n).astype(int)
-        for n, side in zip(small, sides, strict=True)
-    ]
+    size = fit(scored.truth.shape, _SIDE)
     truth, prediction = (
-        labels[np.ix_(*centres)] for labels in (scored.truth, scored.prediction)
+        shrink_labels(labels, size) for labels in (scored.truth, scored.prediction)
     )
-    shown = {
-        "Truth": visualize.colorize(truth, info),
-        "Prediction": visualize.colorize(prediction, info),
-        "Errors": visualize.error_map(truth, prediction, info),
-    }
-    size = (width, height)
-    thumbnails = {"Image": embed_jpeg(scored.image, scored.name, size)}
-    return thumbnails | {
-        caption: embed_png(image, f"{caption} of {scored.name}")
-        for caption, image in shown.items()
+    errors = visualize.error_map(truth, prediction, info)
+    return {
+        "Image": embed_jpeg(scored.image, scored.name, size),
+        "Truth": embed_labels(truth, info, f"Truth of {scored.name}"),
+        "Prediction": embed_labels(prediction, info, f"Prediction of {scored.name}"),
+        "Errors": embed_png(errors, f"Errors of {scored.name}"),
     }
 
 
@@ -267,7 +258,3 @@ def _sort_classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
     pixels[info.ignore_label] = 0
     order = np.argsort(-pixels[: info.num_classes], kind="stable")
     return [label for label in order.tolist() if pixels[label]]
-
-
-def _describe_origin(command: Sequence[str]) -> dict:
-    return {"command": shlex.join(command), "versions": describe_versions()}
