@@ -1,4 +1,4 @@
-"""Colours that can be told apart, also by colour-blind readers."""
+"""Colours that readers with and without colour blindness can tell apart."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_simulation_confuses_what_colour_blind_readers_confuse():
     "name, least",
     [("pascal_voc_seg", 6), ("cityscapes", 6), ("camvid", 9), ("ade20k", 2)],
 )
-def test_report_colors_can_be_told_apart(name, least):
+def test_report_colors_are_distinguishable(name, least):
     info = dataset_info(name)
     distinct = visualize.use_distinct_colors(info)
     assert distinct.class_names == info.class_names
