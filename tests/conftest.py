@@ -31,6 +31,11 @@ gc.freeze()
 gc.set_threshold(100_000, 20, 100)
 
 
+def pytest_collection_finish():
+    """Excludes modules and tests from garbage collection, which they would slow down."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _free_graphs():
     """Frees the graphs of a module, which are cyclic garbage of several gigabytes."""
@@ -38,6 +43,8 @@ def _free_graphs():
     objects, *collections = gc.get_count()
     if objects > 10_000 or any(collections):
         gc.collect()
+        # The rest is modules and fixtures of the session.
+        gc.freeze()
 
 
 # Each parallel call of a pipeline costs 0.4 s of CPU time at its start, which is most
