@@ -62,6 +62,7 @@ class _Reader:
         )
 
     def read(self, node: yaml.Node) -> Any:
+        """Converts a node to a list, dictionary or string; refuses other YAML."""
         start, end = node.start_mark, node.end_mark
         if self._text[start.index : start.index + 1] in tuple("&!|>"):
             raise self.error(start)
@@ -75,6 +76,7 @@ class _Reader:
         return Plain(node.value) if node.style is None else node.value
 
     def _read_map(self, node: yaml.MappingNode) -> dict[str, Any]:
+        """Converts a map with distinct string keys to a dictionary."""
         values: dict[str, Any] = {}
         for key_node, value in node.value:
             key = self.read(key_node)

@@ -195,6 +195,7 @@ class Manifest:
         }
 
     def _write(self) -> None:
+        """Writes the file atomically, or removes it if there are no shards."""
         if not self.shards:
             remove([self._path])
             return

@@ -102,7 +102,7 @@ class MaskPattern:
                         yield name, class_id
 
     def _find_image(self, path: str, start: int, stop: int) -> str | None:
-        """Returns the image that part of a path names or numbers, if any."""
+        """Returns the image that a part of a path names or numbers; None without."""
         text = path[start:stop]
         if not self._is_numbered:
             return self._images.get(text)

@@ -205,6 +205,7 @@ def _describe_trimap(trimap: Mapping) -> dict:
 
 
 def _describe_calibration(calibration: Mapping) -> dict:
+    """Returns calibration errors and reliability diagram, for the template."""
     parts = [calibration[name] for name in ("confidence", "accuracy", "pixels")]
     alt = f"Reliability diagram: accuracy in {calibration['bins']} confidence bins."
     return {
@@ -229,6 +230,7 @@ def _make_gallery_section(
 
 
 def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
+    """Returns name, score, thumbnails and classes of an image, for the template."""
     classes = _sort_classes_by_size(scored, info)
     named = [describe_class(label, info) for label in classes[:_NAMED_CLASSES]]
     return {

@@ -84,6 +84,7 @@ class Ledger:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _read(self) -> dict[str, set[str]]:
+        """Returns the digests in the file by name, leaving out invalid lines."""
         found = {}
         if not tf.io.gfile.exists(self._path):
             return found

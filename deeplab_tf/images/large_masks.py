@@ -93,6 +93,7 @@ class LargeMask:
 
 
 def _count_keys(mask: Mask) -> dict[int, int]:
+    """Returns the pixel count of each packed value or colour."""
     packed = _pack(mask)
     if packed.max(initial=0) <= mask_files.MAX_VALUE:
         counts = lookup.count_values(packed)
@@ -113,6 +114,7 @@ def _pack(mask: Mask) -> np.ndarray:
 
 
 def _unpack(keys: np.ndarray, mask: Mask) -> Mask:
+    """Returns a mask of one row with the value or colour of each number."""
     is_clear = keys >= _CLEAR
     values = keys % _CLEAR
     pixels = values.astype(np.uint8 if mask.white < 256 else np.uint16)

@@ -171,6 +171,7 @@ def open_tiff(path: _Path, content: bytes) -> Iterator[Any]:
 
 
 def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:
+    """Returns pixels and EXIF orientation of a TIFF, read with tifffile."""
     with open_tiff(path, content) as file:
         series = file.series[0]
         check_pixel_count(path, series.shape, channels)

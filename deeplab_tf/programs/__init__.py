@@ -101,6 +101,7 @@ def start_tensorflow(has_frozen_weights: bool = False) -> None:
 
 
 def _require_tensorflow_backend() -> None:
+    """Exits with an error if Keras is configured for another backend."""
     try:
         import keras
 

@@ -170,7 +170,7 @@ def _require_tf_config() -> None:
 
 
 def _find_tf_config_problem(text: str) -> str:
-    """Returns what is wrong with the value of TF_CONFIG, or ""."""
+    """Returns the first problem with the value of TF_CONFIG, or ""."""
     if not text:
         return "it is not set"
     try:
@@ -207,6 +207,7 @@ def _make_multi_worker_strategy() -> tf.distribute.Strategy:
 
 
 def _make_tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
+    """Connects to a TPU and returns its strategy; UserError if there is none."""
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local")
         tf.config.experimental_connect_to_cluster(resolver)

@@ -81,6 +81,7 @@ class TrainStep:
         pixels = sum_over_replicas(losses.count_pixels(labels, config.ignore_label))
 
         def differentiate(images, labels):
+            """Returns gradients of the summed loss, and losses and class counts."""
             # Otherwise, dropout advances its seed even if the data have ended.
             with tf.control_dependencies([images]), tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(self._network(images, training=True))

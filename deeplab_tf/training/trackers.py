@@ -39,6 +39,7 @@ class _Wandb:
     """A client of Weights & Biases."""
 
     def start(self, run_id: str | None, folder: str, settings: Mapping) -> str:
+        """Starts or resumes a run; returns its id."""
         wandb = import_extra("wandb", "wandb", "--tracker=wandb needs")
         options = wandb.Settings(
             console="off", init_timeout=_TIMEOUT, finish_timeout=_TIMEOUT
@@ -66,6 +67,7 @@ class _Mlflow:
     """A client of MLflow."""
 
     def start(self, run_id: str | None, folder: str, settings: Mapping) -> str:
+        """Starts or resumes a run; returns its id."""
         # By default, it repeats requests for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT))

@@ -108,7 +108,7 @@ class Trainer:
         return recompute_backbone(network) if self.config.recompute else network
 
     def _make_state(self, folder: str | None) -> TrainingState | None:
-        """Returns what saves and restores this run, None without a folder."""
+        """Returns the state to save and restore; None without a folder."""
         if folder is None:
             return None
         groups = {
@@ -334,6 +334,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _translate_end_of_data(self) -> Iterator[None]:
+        """Raises `UserError` if the dataset ends before the training does."""
         try:
             yield
         except tf.errors.OutOfRangeError:

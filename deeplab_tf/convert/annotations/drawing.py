@@ -27,7 +27,7 @@ class Patch(NamedTuple):
     mask: np.ndarray
 
     def crop(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns a writable view of the patch in an image `[height, width]`."""
+        """Returns the patch's region of an image `[height, width]`, writable."""
         rows, columns = self.mask.shape
         return pixels[self.top : self.top + rows, self.left : self.left + columns]
 
