@@ -13,7 +13,8 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.models.quantization import is_quantized
-from deeplab_tf.serving.choices import FROZEN, ONNX, OPENVINO, TFLITE
+from deeplab_tf.serving.browser import export_html
+from deeplab_tf.serving.choices import FROZEN, HTML, ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.frozen_graph import export_frozen_graph
 from deeplab_tf.serving.layer_errors import rank_layers
 from deeplab_tf.serving.onnx_file import export_onnx
@@ -39,6 +40,8 @@ class ExportRequest(NamedTuple):
         input_type: Type of a TFLite file's input, one of `TFLITE_INPUTS`, or None.
         calibration_images: Number of images of `records` for calibrating int8.
         float_layers: Names of layers of an int8 file to leave in float32.
+        web_runtime: Folder of the npm package `onnxruntime-web`, for a page.
+        command: Arguments of the command line, for a page.
     """
 
     model: keras.Model
@@ -51,13 +54,15 @@ class ExportRequest(NamedTuple):
     input_type: str | None = None
     calibration_images: int = 100
     float_layers: Sequence[str] = ()
+    web_runtime: str = ""
+    command: Sequence[str] = ()
 
 
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
     `ending` is the ending of the final path: `TFLITE`, `ONNX`, `OPENVINO`, `FROZEN`,
-    `KERAS`, or "" for a SavedModel.
+    `KERAS`, `HTML`, or "" for a SavedModel.
     """
     writers = {
         TFLITE: _write_tflite,
@@ -65,6 +70,7 @@ def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
         OPENVINO: functools.partial(_write_engine_file, export_openvino),
         FROZEN: _write_frozen_graph,
         KERAS: _write_keras,
+        HTML: _write_page,
     }
     return writers.get(ending, _write_saved_model)(request, path)
 
@@ -116,6 +122,18 @@ def _write_keras(request: ExportRequest, path: str) -> str:
         f"image float32 [batch, height, width, {config.channels}] -> logits float32 "
         f"[batch, height, width, {config.num_classes}]"
     )
+
+
+def _write_page(request: ExportRequest, path: str) -> str:
+    export_html(
+        request.model,
+        path,
+        request.web_runtime,
+        request.info,
+        request.precision,
+        request.command,
+    )
+    return f"{request.precision}; open it in a browser"
 
 
 def _describe_any_size(request: ExportRequest) -> str:

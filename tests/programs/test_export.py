@@ -306,7 +306,11 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ),
         ("runs one inference pass", "model.keras", ["--inference_scales=1,2"]),
         ("--crop_size has no effect on ", "model.keras", ["--crop_size=33,33"]),
-        ("ending in .tflite, .onnx, .xml, .pb or .keras, or a f", "model.h5", []),
+        (
+            "ending in .tflite, .onnx, .xml, .pb, .keras or .html, or a f",
+            "model.h5",
+            [],
+        ),
         ("model.HDF5 has the extension of a different format", "model.HDF5", []),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
