@@ -58,6 +58,7 @@ def find_model_config(model: keras.Model) -> ModelConfig:
 
 
 def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
+    """Returns high-level features of scaled images, then those for the decoder."""
     traits, conventions = config.traits, config.conventions
     options = {name: getattr(config, name) for name in traits.options}
     features = BACKBONES[config.backbone](
@@ -130,6 +131,7 @@ def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
 def _decoder(
     x: keras.KerasTensor, low_level: Sequence[keras.KerasTensor], config: ModelConfig
 ) -> keras.KerasTensor:
+    """Refines context features with the low-level ones, as the config says."""
     options = config.decoder
     style = _head_options(config, options.separable and not options.outputs_logits)
     kernel_size = options.kernel_size
