@@ -35,7 +35,7 @@ def _write_images(
     # The overlay of a large image is smaller than the image.
     shown = visualize.shrink(labels, max(image.shape[:2]))
     if image.dtype != np.uint8 or image.shape[-1] != 3:
-        image = visualize.as_rgb(image * np.float32(255 / info.max_value))
+        image = visualize.convert_to_rgb(image * np.float32(255 / info.max_value))
     overlay = visualize.overlay(image, shown, info)
     overlay = visualize.add_legend(overlay, shown, info)
     contents = (
@@ -155,7 +155,7 @@ def write_colored(folder: str, colormap: np.ndarray) -> Iterator[Writer]:
 
     def add(name, image, labels):
         prefix = os.path.join(folder, f"{next(numbers):06d}")
-        image = visualize.encode_png(visualize.as_rgb(image))
+        image = visualize.encode_png(visualize.convert_to_rgb(image))
         outputs.write_bytes(image, f"{prefix}_image.png")
         colored = visualize.encode_png(colormap[labels])
         outputs.write_bytes(colored, f"{prefix}_prediction.png")

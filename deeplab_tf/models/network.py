@@ -30,7 +30,9 @@ class NormalizeImage(PixelScaling):
     """
 
     def __init__(self, model_config: dict, **kwargs):
-        self.model_config = strict_json.build(ModelConfig, model_config, "model_config")
+        self.model_config = strict_json.build_dataclass(
+            ModelConfig, model_config, "model_config"
+        )
         super().__init__(*_pixel_scaling(self.model_config), **kwargs)
 
     def get_config(self):
