@@ -193,11 +193,8 @@ class Predictor:
             and self._has_single_pass
             and self.scales == (1.0,)
         ):
-            return _Scores(
-                _run_network(self.networks[1.0], images),
-                True,
-                _image_size(images),
-            )
+            logits = _run_network(self.networks[1.0], images)
+            return _Scores(logits, True, _image_size(images))
         scores = [x for scale in self.scales for x in self._logits(images, scale)]
         if not self._has_single_pass:
             scores = [tf.add_n([tf.nn.softmax(x) for x in scores]) / len(scores)]
