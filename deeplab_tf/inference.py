@@ -390,5 +390,6 @@ def pad_with_mean_pixel(
 
 
 def _image_size(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns height and width of a batch of images."""
     size = tf.shape(images)
     return size[1], size[2]

@@ -114,6 +114,7 @@ def _refuse_lone_surrogates(text: str, source: str) -> None:
 
 
 def _build_object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+    """Returns a dict of the pairs; refuses duplicate keys."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -123,6 +124,7 @@ def _build_object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
 
 
 def _refuse_constant(name: str) -> typing.NoReturn:
+    """Raises ValueError for NaN and infinity."""
     raise ValueError(f"{name} is not a number in JSON")
 
 

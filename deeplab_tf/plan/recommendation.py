@@ -53,7 +53,7 @@ def _parse_crop(text: str) -> tuple[int, int]:
 
 
 def _read_request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
-    """Returns what to measure, from the flags or else from the preset."""
+    """Returns the steps to measure, from the flags or else from the preset."""
     model = flags.read_model_config(
         values,
         preset and preset.model,
@@ -159,6 +159,7 @@ def _format_line(cell: Cell, result: str) -> str:
 
 
 def _format_measurement(one: Measurement, limit: float) -> str:
+    """Formats a measured step as a line of the table, marked if it is too large."""
     result = (
         f"{one.mebibytes:>8.0f} {one.step_seconds:>8.2f} {one.images_per_second:>8.1f} "
         f"{one.compile_seconds:>8.1f}"

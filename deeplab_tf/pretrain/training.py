@@ -86,6 +86,7 @@ def _read_experiment(values: absl_flags.FlagValues, source: Source) -> Experimen
 
 
 def _make_validation(values, data: DataConfig) -> ClassValidation:
+    """Returns the settings for scoring on `--eval_split`, after opening it."""
     split = values.eval_split
     open_classified_images(data.dataset, data.dataset_dir, split)
 

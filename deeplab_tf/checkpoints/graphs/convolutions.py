@@ -212,6 +212,7 @@ def _find_tail(operation: Operation, consumers: dict) -> _Tail:
 
 
 def _is_hard_sigmoid(tail: _Tail, user: Operation) -> bool:
+    """Returns whether a ReLU6 and this product after it are a hard sigmoid."""
     # 8-bit files round the factor.
     is_sixth = np.allclose(user.scale, _HARD_SIGMOID_SCALE, rtol=0.01)
     return tail.activation == RELU6 and is_sixth and not np.any(user.offset)

@@ -97,6 +97,7 @@ class FrozenGraph:
             return _ARITHMETIC[node.op](*values)
 
     def _read_operation(self, node, inputs: list[str]) -> Operation:
+        """Returns an operation; those of unknown kinds pass on their inputs."""
         data = tuple(x for x in inputs if x not in self.constants)
         base = Operation(PASS, data, (node.name,), node.name)
         if node.op in _ACTIVATIONS:
@@ -158,6 +159,7 @@ class FrozenGraph:
 
 
 def _read_normalization(base: Operation, node, constants: list) -> Operation:
+    """Returns a batch normalisation with constant statistics as affine operation."""
     gamma, beta, mean, variance = map(np.float64, constants)
     # The fused operation raises smaller epsilons to this.
     epsilon = max(node.attr["epsilon"].f, 1.001e-5)
@@ -179,6 +181,7 @@ _READERS = {
 
 
 def _node_name(tensor: str) -> str:
+    """Returns the name of the node that computes a tensor."""
     return tensor.partition(":")[0]
 
 

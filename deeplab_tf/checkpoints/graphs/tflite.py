@@ -155,6 +155,7 @@ class TFLiteGraph:
     def _read_operation(
         self, base: Operation, kind: str, options: Any, constants: list
     ) -> Operation:
+        """Returns an operation; those of unknown kinds pass on their inputs."""
         if kind in _ACTIVATIONS:
             return base._replace(kind=ACTIVATION, activation=_ACTIVATIONS[kind])
         if kind in _KINDS:

@@ -62,6 +62,7 @@ class _Machine:
             )
 
     def _pop_to_mark(self) -> list:
+        """Pops the mark and returns the items above it."""
         items, self.stack = self.stack, self._below.pop()
         return items
 
@@ -77,6 +78,7 @@ class _Machine:
             self._pop_to_mark()
 
     def memoize(self, index: int | None) -> None:
+        """Stores the top item in the memo; None is the next free index."""
         self._memo[len(self._memo) if index is None else index] = self.stack[-1]
 
     def push_memoized(self, index: int) -> None:
@@ -125,9 +127,11 @@ class _Machine:
         add_items(target, zip(items[::2], items[1::2], strict=True))
 
     def push_global(self, names: str) -> None:
+        """Pushes a class or function; `names` has its module, a space and its name."""
         self.stack.append(find_global(*names.split(" ", 1)))
 
     def push_stack_global(self, _) -> None:
+        """Replaces the module and the name on the stack with a class or function."""
         name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(
             find_global(_require_type(module, str), _require_type(name, str))

@@ -56,7 +56,7 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
             f"with {SAVE}"
         )
 
-    def read(name: str) -> bytes:
+    def read_entry(name: str) -> bytes:
         if top + name not in entries:
             raise make_damage_error(f"its entry {name} is missing")
         try:
@@ -64,10 +64,10 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
         except _ZIP_ERRORS as error:
             raise _make_zip_error(error) from error
 
-    if f"{top}byteorder" in entries and read("byteorder") != b"little":
+    if f"{top}byteorder" in entries and read_entry("byteorder") != b"little":
         raise InvalidFileError(_BIG_ENDIAN)
-    root = interpret(io.BytesIO(read("data.pkl")))
-    return root, lambda storage: read(f"data/{storage.key}")
+    root = interpret(io.BytesIO(read_entry("data.pkl")))
+    return root, lambda storage: read_entry(f"data/{storage.key}")
 
 
 def _make_zip_error(error: Exception) -> InvalidFileError:

@@ -125,7 +125,9 @@ def _read_shards(index: str) -> dict[str, np.ndarray]:
     """Reads all shards that an index names."""
     content = strict_json.load(text_files.read_content(index), index)
     shards = content.get("weight_map")
-    if not isinstance(shards, dict) or not all(map(_is_shard, shards.values())):
+    if not isinstance(shards, dict) or not all(
+        map(_is_valid_shard_name, shards.values())
+    ):
         raise UserError(
             f"{index}: weight_map must map the name of each tensor to a "
             f"{' or '.join(SUFFIXES)} file of the same folder"
@@ -145,7 +147,8 @@ def _read_shards(index: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _is_shard(name: Any) -> bool:
+def _is_valid_shard_name(name: Any) -> bool:
+    """Returns whether a name is that of a weights file in the same folder."""
     return isinstance(name, str) and name.endswith(SUFFIXES) and not {*"/\\"} & {*name}
 
 
@@ -210,6 +213,7 @@ def _read_torch(file: BinaryIO, size: int, path: str) -> dict[str, np.ndarray]:
 
 
 def _count_bytes(tensor: Tensor) -> int:
+    """Returns the size of a tensor in bytes, after conversion of half precision."""
     itemsize = 4 if tensor.dtype in _HALF else tensor.dtype.itemsize
     return itemsize * int(np.prod([int(n) for n in tensor.shape], dtype=object))
 

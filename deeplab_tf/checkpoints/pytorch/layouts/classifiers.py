@@ -31,6 +31,7 @@ _V2, _V3 = "mobilenet_v2", "mobilenet_v3_large_classifier"
 
 
 def _make_config(backbone: str, **fields: Any) -> ModelConfig:
+    """Returns the config of a classifier with PyTorch's conventions."""
     conventions = pytorch_conventions(backbone, padding="official", **fields)
     return ModelConfig(backbone, conventions=conventions)
 
