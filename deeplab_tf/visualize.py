@@ -4,6 +4,7 @@ Unless noted, images are uint8 RGB `[height, width, 3]`, labels are class ids `[
 width]`, and `info` has the names and colours of the classes.
 """
 
+import dataclasses
 import io
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.options import Range
 from deeplab_tf.data.info import DatasetInfo, voc_colors
 from deeplab_tf.errors import UserError
+from deeplab_tf.palette import choose_colors
 
 # Colour of pixels that are not scored, from the VOC devkit.
 _IGNORED_COLOR = (224, 224, 192)
@@ -31,7 +33,10 @@ _MARGIN = 4  # around an image in a contact sheet, in pixels
 SHEET_SIDE = 5792
 _READABLE_CLASSES = 40  # up to this many, a confusion matrix shows percentages
 _ABSENT_COLOR = "0.9"  # grey
-_RIGHT_COLOR, _UNSCORED_COLOR = (240, 243, 238), (200, 200, 200)  # of an error map
+# Of an error map; unscored pixels are striped.
+_RIGHT_COLOR, _UNSCORED_COLORS = (240, 243, 238), ((200, 200, 200), (130, 130, 130))
+_BLACK = (0, 0, 0)
+_STRIPE = 3  # width in pixels
 _BLUE, _RED = "#3b6ea8", "#d1604d"  # of diagrams
 _DPI = 200  # of diagrams, for high-density screens
 
@@ -212,14 +217,30 @@ def error_map(
     """Draws a map of the errors of a prediction.
 
     Wrong pixels have the colour of the predicted class, correct ones are pale, and
-    unscored ones are grey.
+    unscored ones have grey stripes.
     """
     truth = np.asarray(truth)
+    rows, columns = np.indices(truth.shape)
+    stripes = np.array(_UNSCORED_COLORS, np.uint8)[(rows + columns) // _STRIPE % 2]
     # Not with `colorize`: a class that is predicted can be the ignored label (ADE20K).
     image = np.array(info.colors, np.uint8)[prediction]
     image[truth == prediction] = _RIGHT_COLOR
-    image[(truth >= info.num_classes) | (truth == info.ignore_label)] = _UNSCORED_COLOR
+    is_unscored = (truth >= info.num_classes) | (truth == info.ignore_label)
+    image[is_unscored] = stripes[is_unscored]
     return image
+
+
+def use_distinct_colors(info: DatasetInfo) -> DatasetInfo:
+    """Replaces the colours of the classes by those of `palette.choose_colors`.
+
+    A class named "background" becomes black.
+    """
+    reserved = (_BLACK, _RIGHT_COLOR, _IGNORED_COLOR, *_UNSCORED_COLORS)
+    others = iter(choose_colors(info.num_classes, reserved))
+    colors = [
+        _BLACK if name == "background" else next(others) for name in info.class_names
+    ]
+    return dataclasses.replace(info, colors=tuple(colors))
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:

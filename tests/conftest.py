@@ -5,6 +5,7 @@ import quiet_tensorflow  # noqa: F401
 import gc
 import os
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -31,6 +32,11 @@ gc.freeze()
 gc.set_threshold(100_000, 20, 100)
 
 
+def pytest_collection_finish():
+    """Excludes modules and tests from garbage collection, which gets quicker."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _free_graphs():
     """Frees the graphs of a module, which are cyclic garbage of several gigabytes."""
@@ -38,7 +44,13 @@ def _free_graphs():
     objects, *collections = gc.get_count()
     if objects > 10_000 or any(collections):
         gc.collect()
+        # The rest is modules and fixtures of the session.
+        gc.freeze()
 
+
+# Without this package, OpenVINO and NNCF do not report each conversion to a server,
+# from a copy of the process that takes 3 s of CPU time.
+sys.modules["openvino_telemetry"] = None
 
 # Each parallel call of a pipeline costs 0.4 s of CPU time at its start, which is most
 # of the time of a test that reads a few batches.

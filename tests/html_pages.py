@@ -31,7 +31,7 @@ class Page(html.parser.HTMLParser):
         self._in_cell &= tag not in ("td", "th")
 
     def handle_data(self, data):
-        if self.lasttag != "style":
+        if self.lasttag not in ("style", "script"):
             self.texts.append(data)
         if self._in_cell:
             self.rows[-1][-1] += data

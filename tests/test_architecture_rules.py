@@ -16,7 +16,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 LEVELS = (
     {"errors", "memory", "progress"},
     {"strict_json", "arguments"},
-    {"files", "data.info"},
+    {"files", "data.info", "palette"},
     {"config", "images"},
     {"presets"},
     {"models", "data"},

@@ -71,7 +71,7 @@ def read_iou(printed):
 SETTINGS = "steps, epochs, size = 150, 5, 257"
 
 
-def test_own_photos(run, tiny_checkpoint, tmp_path):
+def test_own_photos(run, tiny_checkpoint, tmp_path, eager_execution):
     data = tmp_path / "my_data"
     write_photos(data, 8)
     shorter = [(SETTINGS, "steps, epochs, size = 4, 2, 65")]

@@ -3,7 +3,6 @@
 The template is `templates/dataset.html`.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from deeplab_tf.data.validation import Problem, SplitReport, group_problems, is_
 from deeplab_tf.evaluation.page import (
     NOTHING,
     describe_class,
-    describe_versions,
+    describe_origin,
     embed_jpeg,
     write_page,
 )
@@ -71,8 +70,7 @@ def write_dataset_report(
         if images:
             shown = [_embed_sample(image, split) for image in images]
             sections.append((f"Samples of {split}", "samples", shown))
-    origin = {"command": shlex.join(command), "versions": describe_versions()}
-    sections.append(("How to reproduce", "origin", origin))
+    sections.append(("How to reproduce", "origin", describe_origin(command)))
     headline = {
         "Verdict": "safe to train" if is_safe(problems) else "not safe to train",
         "Classes": f"{info.num_classes}",

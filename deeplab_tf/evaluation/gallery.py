@@ -38,6 +38,8 @@ class Gallery:
 
     Attributes:
         first: The first images, in the order of the split.
+        scores: Mean IoU of each image by name, if extremes are kept; None without
+            scored pixels.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Gallery:
 
     def reset(self) -> None:
         """Removes all images."""
-        self.first = []
+        self.first, self.scores = [], {}
         self._worst, self._best = [], []
 
     def update(self, name: str, image, truth, prediction) -> None:
@@ -57,6 +59,7 @@ class Gallery:
         if not self._extremes and len(self.first) >= self._first:
             return
         miou = self._score(truth, prediction)
+        self.scores[name] = miou
         is_worst = miou is not None and self._is_extreme(self._worst, -miou)
         is_best = miou is not None and self._is_extreme(self._best, miou)
         is_first = len(self.first) < self._first

@@ -1,13 +1,15 @@
-"""Writes self-contained HTML pages, without scripts, fonts or other files.
+"""Writes self-contained HTML pages, without fonts or other files.
 
 The templates in `templates/` are autoescaped.
 """
 
 import base64
 import functools
+import hashlib
 import io
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Sequence
 
 import jinja2
 import keras
@@ -56,6 +58,15 @@ def _load_templates() -> jinja2.Environment:
     return environment
 
 
+@functools.cache
+def _load_script() -> dict[str, str]:
+    """Returns the only script of the pages, and its hash for their policy."""
+    environment = _load_templates()
+    text = environment.loader.get_source(environment, "viewer.js")[0]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": text, "script_hash": f"sha256-{digest}"}
+
+
 def write_page(path: str, template: str, **data: object) -> None:
     """Renders a template and writes the page atomically.
 
@@ -64,7 +75,7 @@ def write_page(path: str, template: str, **data: object) -> None:
         template: A file in `templates/` that extends `page.html`.
         **data: `title`, `headline`, `sections`, and variables of the template.
     """
-    text = _load_templates().get_template(template).render(**data)
+    text = _load_templates().get_template(template).render(**_load_script(), **data)
     # Arguments and file names that are not UTF-8 contain surrogates.
     write_text(text.encode(errors="replace").decode() + "\n", path)
 
@@ -74,14 +85,46 @@ def describe_class(label: int, info: DatasetInfo) -> dict:
     return {"name": info.class_names[label], "color": info.colors[label]}
 
 
-def describe_versions() -> Mapping[str, str]:
-    """Returns the versions of this package, Python and the main dependencies."""
-    return {
+def describe_origin(command: Sequence[str]) -> dict:
+    """Returns the command line and the versions of the main packages, for a template.
+
+    `command` has the arguments of the command line that created the page.
+    """
+    versions = {
         "deeplab_tf": deeplab_tf.__version__,
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
         "Python": platform.python_version(),
     }
+    return {"command": shlex.join(command), "versions": versions}
+
+
+def fit(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Returns the width and height of a thumbnail with sides of at most `side`.
+
+    `shape` starts with the height and width of the image.
+    """
+    height, width = shape[:2]
+    scale = min(1, side / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def shrink_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes labels to a width and height by nearest neighbours.
+
+    Class ids cannot be averaged.
+    """
+    centres = [
+        ((np.arange(n) + 0.5) * side / n).astype(int)
+        for n, side in zip(size[::-1], labels.shape, strict=True)
+    ]
+    return labels[np.ix_(*centres)]
+
+
+def embed_labels(labels: np.ndarray, info: DatasetInfo, alt: str) -> dict:
+    """Embeds labels `[height, width]` in the colours of their classes."""
+    data = visualize.encode_palette_png(labels, info)
+    return _embed_image(data, "png", alt, labels.shape[::-1])
 
 
 def embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
@@ -93,11 +136,13 @@ def embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
     return _embed_image(visualize.encode_png(image), "png", alt, size)
 
 
-def embed_jpeg(image: np.ndarray, alt: str, size: tuple[int, int]) -> dict:
+def embed_jpeg(
+    image: np.ndarray, alt: str, size: tuple[int, int], quality: int = 85
+) -> dict:
     """Embeds a uint8 image, resized to `size` (width, height), as a JPEG."""
     file = io.BytesIO()
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    small.save(file, "JPEG", quality=85)
+    small.save(file, "JPEG", quality=quality)
     return _embed_image(file.getvalue(), "jpeg", alt, size)
 
 

@@ -3,7 +3,6 @@
 The template is `templates/report.html`.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,13 +10,17 @@ import numpy as np
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.comparison import make_comparison_sections
 from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.evaluation.page import (
     describe_class,
-    describe_versions,
+    describe_origin,
     embed_jpeg,
+    embed_labels,
     embed_png,
+    fit,
     format_percent,
+    shrink_labels,
     write_page,
 )
 from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED
@@ -25,6 +28,8 @@ from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED
 _SIDE = 480  # longer side of a thumbnail in pixels
 _CONFUSIONS = 10
 _NAMED_CLASSES = 12  # listed below an image
+# Confusions listed for a class, and the fraction of its pixels from which they are.
+_TYPICAL, _NOTABLE = 2, 0.01
 # Entries of the protocol to show first; the rest keep their order.
 _FIRST = ("checkpoint", "dataset", "split", "output_stride", "eval_scales")
 _BANDS = {"void": "unlabelled pixels", "classes": "boundaries between classes"}
@@ -44,6 +49,7 @@ def write_report(
     worst: Sequence[ScoredImage],
     best: Sequence[ScoredImage],
     command: Sequence[str],
+    compared: Mapping | None = None,
 ) -> None:
     """Writes an evaluation report atomically.
 
@@ -55,6 +61,8 @@ def write_report(
         worst: Images to show, the worst first.
         best: Images to show, the best first.
         command: Arguments of the command line that created the report.
+        compared: Content of another `metrics.json` to compare with, with the `path` of
+            the file.
 
     Raises:
         UserError: if the metrics and `info` have different numbers of classes.
@@ -65,16 +73,19 @@ def write_report(
             f"the metrics have {classes} classes, but {info.name} has "
             f"{info.num_classes}"
         )
+    # Those of many datasets look alike, at least to colour-blind readers.
+    info = visualize.use_distinct_colors(info)
     sections = [
-        ("Protocol", "protocol", _describe_protocol(metrics["protocol"])),
+        *_make_gallery_section("Worst images", worst, info),
+        *make_comparison_sections(metrics, compared, info),
         ("Classes", "classes", _make_class_table(metrics, info)),
-        ("Confusion matrix", "confusion_matrix", _draw_confusion_matrix(metrics, info)),
         ("Most frequent confusions", "confusions", _find_confusions(metrics, info)),
+        ("Confusion matrix", "confusion_matrix", _draw_confusion_matrix(metrics, info)),
         *_make_unpredicted_section(metrics, info),
         *_make_optional_sections(metrics),
-        *_make_gallery_section("Worst images", worst, info),
         *_make_gallery_section("Best images", best, info),
-        ("How to reproduce", "origin", _describe_origin(command)),
+        ("Protocol", "protocol", _describe_protocol(metrics["protocol"])),
+        ("How to reproduce", "origin", describe_origin(command)),
     ]
     split = metrics["protocol"].get("split", "")
     shares = {
@@ -107,10 +118,27 @@ def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
         columns["Boundary IoU, %"] = metrics["boundary_iou"]["per_class"]
     classes = [describe_class(label, info) for label in range(info.num_classes)]
     # Pixels of the ground truth, as in the table printed by eval.py.
-    pixels = np.sum(metrics["confusion_matrix"], 1)
-    shares = zip(*columns.values(), strict=True)
-    rows = zip(classes, metrics["iou_per_class"], shares, pixels, strict=True)
-    return {"columns": list(columns), "rows": list(rows)}
+    counts = np.array(metrics["confusion_matrix"])
+    ious, shares = metrics["iou_per_class"], zip(*columns.values(), strict=True)
+    confusions = [
+        _describe_confusions(row, label, info) for label, row in enumerate(counts)
+    ]
+    rows = list(zip(classes, ious, shares, counts.sum(1), confusions, strict=True))
+    # The worst come first, and absent classes last.
+    rows.sort(key=lambda row: (row[1] is None, row[1]))
+    return {"columns": list(columns), "rows": rows}
+
+
+def _describe_confusions(
+    counts: np.ndarray, label: int, info: DatasetInfo
+) -> list[dict]:
+    """Returns the classes that pixels of a class are most often predicted as."""
+    wrong = np.where(np.arange(len(counts)) == label, 0, counts)
+    return [
+        describe_class(other, info) | {"share": wrong[other] / counts.sum()}
+        for other in np.argsort(-wrong, kind="stable")[:_TYPICAL].tolist()
+        if wrong[other] >= _NOTABLE * counts.sum() and wrong[other]
+    ]
 
 
 def _draw_confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
@@ -209,27 +237,16 @@ def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
 
 
 def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
-    sides = np.array(scored.truth.shape)
-    small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
-    height, width = small.tolist()
-    # Use the nearest neighbour, because class ids cannot be averaged.
-    centres = [
-        ((np.arange(n) + 0.5) * side / n).astype(int)
-        for n, side in zip(small, sides, strict=True)
-    ]
+    size = fit(scored.truth.shape, _SIDE)
     truth, prediction = (
-        labels[np.ix_(*centres)] for labels in (scored.truth, scored.prediction)
+        shrink_labels(labels, size) for labels in (scored.truth, scored.prediction)
     )
-    shown = {
-        "Truth": visualize.colorize(truth, info),
-        "Prediction": visualize.colorize(prediction, info),
-        "Errors": visualize.error_map(truth, prediction, info),
-    }
-    size = (width, height)
-    thumbnails = {"Image": embed_jpeg(scored.image, scored.name, size)}
-    return thumbnails | {
-        caption: embed_png(image, f"{caption} of {scored.name}")
-        for caption, image in shown.items()
+    errors = visualize.error_map(truth, prediction, info)
+    return {
+        "Image": embed_jpeg(scored.image, scored.name, size),
+        "Truth": embed_labels(truth, info, f"Truth of {scored.name}"),
+        "Prediction": embed_labels(prediction, info, f"Prediction of {scored.name}"),
+        "Errors": embed_png(errors, f"Errors of {scored.name}"),
     }
 
 
@@ -241,7 +258,3 @@ def _sort_classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
     pixels[info.ignore_label] = 0
     order = np.argsort(-pixels[: info.num_classes], kind="stable")
     return [label for label in order.tolist() if pixels[label]]
-
-
-def _describe_origin(command: Sequence[str]) -> dict:
-    return {"command": shlex.join(command), "versions": describe_versions()}

@@ -9,6 +9,7 @@ import tensorflow as tf
 from deeplab_tf.config import DataConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.evaluation.comparison import IMAGE_SCORES
 from deeplab_tf.evaluation.evaluator import METRICS_FILE, Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
@@ -64,6 +65,8 @@ def score_split(
         experiment: Settings of the training run; None if unknown.
     """
     metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
+    if gallery is not None:
+        metrics[IMAGE_SCORES] = dict(gallery.scores)
     metrics |= {name: measure.metrics() for name, measure in measures.items()}
     data = split.data
     metrics["protocol"] |= {
@@ -87,14 +90,17 @@ def write_results(
     info: DatasetInfo,
     gallery: Gallery | None,
     command: Sequence[str],
+    compared: Mapping | None = None,
 ) -> list[str]:
     """Atomically writes metrics.json and the report, and returns their paths.
 
     `metrics` come from `score_split`; without `gallery`, no report is written;
-    `command` is the command line that produced the results.
+    `command` is the command line that produced the results; `compared` are the metrics
+    of another evaluation, from `comparison.read_metrics`.
     """
     paths = [write_metrics(metrics, folder)]
     if gallery is not None:
         paths.append(os.path.join(folder, REPORT_FILE))
-        write_report(paths[1], metrics, info, gallery.worst, gallery.best, command)
+        images = gallery.worst, gallery.best
+        write_report(paths[1], metrics, info, *images, command, compared)
     return paths

@@ -28,15 +28,20 @@ _SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 Writer = Callable[[str, np.ndarray, np.ndarray], None]
 
 
+def scale_to_rgb(image: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """Converts an image of the dataset to uint8 RGB `[height, width, 3]`."""
+    if image.dtype == np.uint8 and image.shape[-1] == 3:
+        return image
+    return visualize.convert_to_rgb(image * np.float32(255 / info.max_value))
+
+
 def _write_images(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
 ) -> np.ndarray:
     """Writes the three outputs of an image and returns the overlay with its legend."""
     # The overlay of a large image is smaller than the image.
     shown = visualize.shrink(labels, max(image.shape[:2]))
-    if image.dtype != np.uint8 or image.shape[-1] != 3:
-        image = visualize.convert_to_rgb(image * np.float32(255 / info.max_value))
-    overlay = visualize.overlay(image, shown, info)
+    overlay = visualize.overlay(scale_to_rgb(image, info), shown, info)
     overlay = visualize.add_legend(overlay, shown, info)
     contents = (
         visualize.encode_png(labels.astype(np.uint8, copy=False)),

@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.config.options import EVALUATION, HARDWARE, OUTPUT
+from deeplab_tf.errors import UserError
 from deeplab_tf.serving.choices import require_engine
 
 _START = {
@@ -55,7 +56,14 @@ _HARDWARE = {
     ),
     "clone_on_cpu": (flags.BOOLEAN, False, "Ours: do not use GPUs."),
 }
-_OUTPUT = {"report": (flags.BOOLEAN, True, "Ours: write report.html.")}
+_OUTPUT = {
+    "report": (flags.BOOLEAN, True, "Ours: write report.html."),
+    "compare": (
+        *(flags.STRING, None),
+        "Ours: metrics.json of another evaluation; report.html then also shows what "
+        "got better and worse, by class and by image.",
+    ),
+}
 
 
 def define_flags() -> absl_flags.FlagValues:
@@ -76,6 +84,10 @@ def check(values: absl_flags.FlagValues) -> None:
     """Raises UserError for an unknown preset or a missing engine."""
     flags.read_preset(values)
     require_engine(values.checkpoint_dir)
+    if values.compare and not (values.report and values.eval_logdir):
+        raise UserError(
+            "--compare needs --eval_logdir and --report: it fills report.html"
+        )
 
 
 def has_frozen_weights(values: absl_flags.FlagValues) -> bool:

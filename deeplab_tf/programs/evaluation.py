@@ -12,6 +12,7 @@ from deeplab_tf.config import DataConfig, EvalConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
+from deeplab_tf.evaluation.comparison import read_metrics
 from deeplab_tf.evaluation.evaluator import Evaluator, format_class_table
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.measures import describe_measures, make_measures
@@ -110,6 +111,7 @@ def _score(
         raise UserError(
             f"--corruptions needs RGB images; {info.name} has {info.channels} channels"
         )
+    compared = values.compare and read_metrics(values.compare, info.class_names)
     dataset = split.load()
     if values.eval_logdir:
         tf.io.gfile.makedirs(values.eval_logdir)  # fails before the evaluation
@@ -122,7 +124,8 @@ def _score(
         evaluator, dataset, split, source, measures, gallery, experiment
     )
     print(format_class_table(metrics, info))
-    paths = _write_results(values, metrics, info, gallery)
+    written = metrics, info, gallery, compared
+    paths = _write_results(values, *written)
     if _read_corruptions(values):
         # Written before as well: this is slow and may fail.
         metrics["robustness"] = measure_robustness(
@@ -132,7 +135,7 @@ def _score(
             _read_severities(values),
             clean=metrics["miou"],
         )
-        paths = _write_results(values, metrics, info, gallery)
+        paths = _write_results(values, *written)
     for line in (*describe_measures(metrics), *(f"written: {path}" for path in paths)):
         print(line)
     reasons = metrics.get(NEVER_PREDICTED, {})
@@ -145,11 +148,13 @@ def _write_results(
     metrics: dict,
     info: DatasetInfo,
     gallery: Gallery | None,
+    compared: dict | None,
 ) -> list[str]:
     if not values.eval_logdir:
         return []
     command = read_command_line()
-    return write_results(values.eval_logdir, metrics, info, gallery, command)
+    folder = values.eval_logdir
+    return write_results(folder, metrics, info, gallery, command, compared)
 
 
 def _read_corruptions(values: absl_flags.FlagValues) -> list[str]:

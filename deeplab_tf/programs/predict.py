@@ -67,6 +67,10 @@ _OUTPUT = {
         *(flags.STRING, None),
         "Archive to write for --submission.",
     ),
+    "html": (
+        *(flags.BOOLEAN, False),
+        "Also write predictions.html, one page with all --images and their labels.",
+    ),
     "save_frames": (
         *(flags.BOOLEAN, False),
         "Also write the labels of every frame, as a PNG with a palette.",
@@ -78,6 +82,7 @@ _NEEDS = {
     "submission": "images",
     "submission_file": "submission",
     "skip_broken": "images",
+    "html": "images",
     "max_frames": "video",
     "save_frames": "video",
 }
@@ -106,6 +111,8 @@ def check(values: absl_flags.FlagValues) -> None:
     for name, other in _NEEDS.items():
         if values[name].value and not values[other].value:
             raise UserError(f"--{name} has no effect without --{other}")
+    if values.html and not values.output_dir:
+        raise UserError("--html needs --output_dir: the folder of predictions.html")
     if values.submission and not values.submission_file:
         raise UserError("--submission needs --submission_file: the archive to write")
     if not values.output_dir and not values.submission:

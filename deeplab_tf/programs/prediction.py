@@ -27,7 +27,9 @@ from deeplab_tf.labelling import writers
 from deeplab_tf.labelling.batches import Images, label_images
 from deeplab_tf.labelling.files import SKIPPED, ImageReader
 from deeplab_tf.labelling.large import TILE, label_in_tiles
+from deeplab_tf.labelling.page import PAGE_FILE, write_predictions_page
 from deeplab_tf.presets import describe_run
+from deeplab_tf.programs import read_command_line
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
     require_no_model_flags,
@@ -119,6 +121,7 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     if values.output_dir:
         names = writers.list_image_outputs(paths)
         names += [name + writers.GEOTIFF_SUFFIX for name in geotiffs]
+        names += [PAGE_FILE] if values.html else []
         _claim_by_folder(values, [*names, SKIPPED], inputs=paths.values())
     labeler, info = _load_labeler(values)
     images.check(info.channels, info.max_value)
@@ -129,6 +132,9 @@ def _label_images(values: absl_flags.FlagValues) -> None:
             opened.append(writers.write_submission(*archive, info, values.overwrite))
         if values.output_dir:
             opened.append(writers.write_images(values.output_dir, info))
+        if values.html:
+            page = values.output_dir, info, len(images), read_command_line()
+            opened.append(write_predictions_page(*page))
         if geotiffs:
             opened.append(writers.write_geotiffs(values.output_dir, geotiffs))
         opened = [stack.enter_context(writer) for writer in opened]

@@ -1,8 +1,11 @@
 """HTML reports, checked with a parser and a browser."""
 
+import base64
 import dataclasses
+import hashlib
 import html
 import html.parser
+import itertools
 import json
 import platform
 import re
@@ -24,6 +27,7 @@ from deeplab_tf.evaluation.report import ScoredImage, write_report
 
 EVIL = "<script>alert(\"Gänsefüßchen\")</script> & 'co'"
 INFO = DatasetInfo("toys", ("floor", EVIL, "ball", "Bär"), ignore_label=9)
+DISTINCT = visualize.use_distinct_colors(INFO)
 # 100 pixels each of floor and evil, and no ball; bears are only predicted.
 METRICS = {
     "images": 1234,
@@ -102,7 +106,7 @@ def page():
 
 def test_report_loads_no_resources(page):
     for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object", "base")
+        assert tag not in ("link", "iframe", "object", "base")
         assert not [name for name in attributes if name.startswith("on")]
         assert attributes.get("src", "data:image/").startswith("data:image/")
         assert attributes.get("href", "#").startswith("#")
@@ -112,6 +116,11 @@ def test_report_loads_no_resources(page):
     (policy,) = [a for a in page.all("meta") if "http-equiv" in a]
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert policy["content"].startswith("default-src 'none';")
+    # The only script is the one whose hash the policy allows.
+    assert page.all("script") == [{}] and page.source.count("<script") == 1
+    script = re.search("<script>(.*?)</script>", page.source, re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy["content"].endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_links_have_targets(page):
@@ -131,12 +140,13 @@ def test_images_decode_and_have_alternative_text(page):
 
 
 def test_sections_are_in_order(page):
-    always = ["Protocol", "Classes", "Confusion matrix", "Most frequent confusions"]
+    scores = ["Classes", "Most frequent confusions", "Confusion matrix"]
     measured = ["Near boundaries", "Boundary IoU", "Calibration", "Robustness"]
-    images = ["Worst images", "Best images"]
-    assert page.headings == [*always, *measured, *images, "How to reproduce"]
+    last = ["Protocol", "How to reproduce"]
+    images = ["Worst images", *scores, *measured, "Best images"]
+    assert page.headings == [*images, *last]
     plain = write_page()
-    assert plain.headings == [*always, "How to reproduce"]
+    assert plain.headings == [*scores, *last]
     assert len(plain.images) == 1
 
 
@@ -152,7 +162,8 @@ def test_headline_shows_the_scores(page):
 
 
 def test_protocol_starts_with_checkpoint_and_split(page):
-    assert page.rows[:6] == [
+    start = page.rows.index(["checkpoint", f"/logs/{EVIL}/model.ckpt-7"])
+    assert page.rows[start:] == [
         ["checkpoint", f"/logs/{EVIL}/model.ckpt-7"],
         ["split", "val"],
         ["output stride", "16"],
@@ -164,28 +175,26 @@ def test_protocol_starts_with_checkpoint_and_split(page):
 
 def test_class_table_shows_all_scores(page):
     none = "–"  # noqa: RUF001
-    start = page.rows.index(
-        ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Boundary IoU, %", "Pixels"]
-    )
+    columns = ["IoU, %", "Accuracy, %", "F-score, %", "Boundary IoU, %", "Pixels"]
+    start = page.rows.index(["Class", *columns, "Often predicted as"])
+    # The worst come first.
     assert page.rows[start + 1 : start + 5] == [
-        ["floor", "50.00", "75.00", "66.70", "40.00", "100"],
-        [EVIL, "62.50", "81.25", "76.90", "30.00", "100"],
-        ["ball", "absent", none, none, none, "0"],
-        ["Bär", "0.00", none, "0.00", "0.00", "0"],
+        ["Bär", "0.00", none, "0.00", "0.00", "0", none],
+        ["floor", "50.00", "75.00", "66.70", "40.00", "100", f"{EVIL} 25% Bär 5%"],
+        [EVIL, "62.50", "81.25", "76.90", "30.00", "100", "floor 17%"],
+        ["ball", "absent", none, none, none, "0", none],
     ]
-    # A bar for each class that is not absent, and the colours of VOC.
-    assert re.findall(r'<i style="width: (.*?)%"', page.source) == [
-        "50.0",
-        "62.5",
-        "0.0",
-    ]
-    colors = re.findall(r'<th scope="row"><i .*?rgb\((.*?)\)', page.source)
-    assert colors == ["0, 0, 0", "128, 0, 0", "0, 128, 0", "128, 128, 0"]
+    # A bar for each class that is not absent.
+    bars = re.findall(r'<i style="width: (.*?)%"', page.source)
+    assert bars == ["0.0", "50.0", "62.5"]
+    colors = re.findall(r'<th scope="row"><i .*?rgb(\(.*?\))', page.source)
+    shown = DISTINCT.colors
+    assert colors == [str(shown[label]) for label in (3, 0, 1, 2)]
 
 
 def test_boundary_column_is_omitted_without_scores():
-    header = write_page().rows[6]
-    assert header == ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Pixels"]
+    header = ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Pixels"]
+    assert write_page().rows[0] == [*header, "Often predicted as"]
 
 
 def test_confusions_are_described(page):
@@ -242,15 +251,15 @@ def test_trimap_around_class_boundaries_is_described():
 
 def test_images_are_shown_with_truth_prediction_and_errors(page):
     image = make_scored_image()
-    shown = [pixels for _, pixels in page.images[3:7]]
+    shown = [pixels for _, pixels in page.images[:4]]
     difference = shown[0].astype(int) - image.image
     assert shown[0].shape == (20, 30, 3) and np.abs(difference).mean() < 3
     for pixels, expected in zip(
         shown[1:],
         (
-            visualize.colorize(image.truth, INFO),
-            visualize.colorize(image.prediction, INFO),
-            visualize.error_map(image.truth, image.prediction, INFO),
+            visualize.colorize(image.truth, DISTINCT),
+            visualize.colorize(image.prediction, DISTINCT),
+            visualize.error_map(image.truth, image.prediction, DISTINCT),
         ),
         strict=True,
     ):
@@ -285,10 +294,10 @@ def test_legend_of_many_classes_names_the_largest():
 )
 def test_large_images_are_shrunk_without_mixing_labels(size, small):
     page = write_page(worst=[make_scored_image(*size)])
-    panels = [pixels for _, pixels in page.images[1:]]
+    panels = [pixels for _, pixels in page.images[:4]]
     assert {pixels.shape for pixels in panels} == {(*small, 3)}
     colors = {tuple(color) for color in panels[1].reshape(-1, 3).tolist()}
-    assert colors <= {(0, 0, 0), (128, 0, 0), (224, 224, 192)}
+    assert colors <= {*DISTINCT.colors[:2], (224, 224, 192)}
 
 
 def test_image_without_a_score_has_a_dash():
@@ -299,9 +308,9 @@ def test_image_without_a_score_has_a_dash():
 
 
 def test_names_are_escaped(page):
-    assert "<script" not in page.source
-    # In protocol and class table, three confusions, an image and two legends.
-    assert page.text.count(EVIL) == 8 and "Bär" in page.source
+    # In protocol and class table, as a typical confusion, in three frequent ones, an
+    # image and two legends.
+    assert page.text.count(EVIL) == 9 and "Bär" in page.source
 
 
 def test_command_can_be_pasted_into_a_shell(page):
@@ -354,10 +363,14 @@ def make_metrics(info):
 def test_150_classes_are_shown():
     info = dataset_info("ade20k_150")
     page = write_page(make_metrics(info), info)
-    classes = [row for row in page.rows if row[1:] == ["80.00"] * 3 + ["100"]]
+    names, scores = info.class_names, ["80.00"] * 3
+    rows = [
+        [name, *scores, "100", f"{following} 10%"]
+        for name, following in itertools.pairwise(names)
+    ]
     # The last class has no next one, and 90 pixels.
-    assert [row[0] for row in classes] == list(info.class_names[:-1])
-    assert page.rows[-1] == [info.class_names[-1], *["80.00"] * 3, "90"]
+    rows.append([names[-1], *scores, "90", "–"])  # noqa: RUF001
+    assert page.rows[1:151] == rows
     assert len(page.source) < 1e6
 
 
@@ -376,23 +389,87 @@ def test_report_with_24_images_is_small(voc_root):
     assert len(page.source) < 5e6
 
 
-_MEASURE = """
-<body>{frames}
+_FRAME = """
+<body><iframe width="{width}" height="800" style="border: 0" srcdoc="{page}"></iframe>
 <script>
 onload = () => {{
-  document.body.textContent = JSON.stringify([0, 1].map(i => frames[i]).map(frame => [
-    frame.innerWidth, frame.document.documentElement.scrollWidth,
-    frame.document.images.length,
-  ]));
+  const page = frames[0].document;
+  const result = (() => {{ {code} }})();
+  document.body.textContent = JSON.stringify(result);
 }};
 </script>
 """
+_MEASURE = """
+return [frames[0].innerWidth, page.documentElement.scrollWidth, page.images.length];
+"""
+_SLIDE = """
+const slider = page.querySelector("input[type=range]");
+const [truth, prediction] = page.querySelectorAll(".stack img + img");
+const state = () => [
+  slider.getAttribute("aria-valuetext"), truth.style.opacity, prediction.style.opacity,
+];
+const states = [state()];
+for (const value of [0.5, 1, 2]) {
+  slider.value = value;
+  slider.dispatchEvent(new Event("input"));
+  states.push(state());
+}
+page.querySelector(".marks button").click();
+states.push(state());
+const stack = page.querySelector(".stack"), box = stack.getBoundingClientRect();
+const readouts = [0.9, 0.1].map((share) => {
+  const position = {clientX: box.left + share * box.width, clientY: box.top + 1};
+  stack.dispatchEvent(new PointerEvent("pointermove", position));
+  return page.querySelector(".readout").textContent;
+});
+return [slider.getAttribute("aria-label"), slider.tabIndex, states, readouts];
+"""
 
 
-def find_browser():
+def run_in_browser(page, folder, code, width=390):
+    """Returns the result of JavaScript with `page`, the document, in scope."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    return path or pytest.skip(f"needs one of {', '.join(names)}")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    browser = browser or pytest.skip(f"needs one of {', '.join(names)}")
+    # In a frame, because the window of a browser cannot be as narrow as a phone.
+    text = _FRAME.format(width=width, page=html.escape(page.source), code=code)
+    (folder / "frame.html").write_text(text)
+    result = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",  # unavailable to root, as in containers
+            f"--user-data-dir={folder / 'profile'}",
+            "--dump-dom",
+            (folder / "frame.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return json.loads(
+        html.unescape(re.search(r"<body>(.*)</body>", result.stdout, re.S)[1])
+    )
+
+
+def test_slider_fades_the_image_into_truth_and_prediction(tmp_path):
+    image = make_scored_image(name="photo")
+    label, tab, states, readouts = run_in_browser(
+        write_page(worst=[image]), tmp_path, _SLIDE
+    )
+    assert (label, tab) == ("Image, Truth, Prediction of photo", 0)
+    assert states == [
+        ["Image", "0", "0"],
+        ["Image, 50% Truth", "0.5", "0"],
+        ["Truth", "1", "0"],
+        ["Prediction", "1", "1"],
+        ["Image", "0", "0"],
+    ]
+    # In the first row, on the right and where nothing is scored.
+    assert readouts == [
+        f"Truth: {EVIL} · Prediction: Bär",
+        "Truth: not scored · Prediction: floor",
+    ]
 
 
 def test_page_does_not_scroll_sideways(tmp_path):
@@ -409,30 +486,10 @@ def test_page_does_not_scroll_sideways(tmp_path):
         make_scored_image(1000, 300, info),
     ]
     page = write_page(scores, info, images, [make_scored_image()], [*COMMAND, long])
-    # In frames, because the window of a browser cannot be as narrow as a phone.
-    frames = [
-        f'<iframe width="{width}" height="800" style="border: 0" '
-        f'srcdoc="{html.escape(page.source)}"></iframe>'
-        for width in (390, 1280)
-    ]
-    (tmp_path / "measure.html").write_text(_MEASURE.format(frames="".join(frames)))
-    result = subprocess.run(
-        [
-            find_browser(),
-            "--headless",
-            "--no-sandbox",  # unavailable to root, as in containers
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            (tmp_path / "measure.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    sizes = json.loads(re.search(r"<body>(.*)</body>", result.stdout, re.S)[1])
     count = len(page.images)
-    for inner, (width, scrolled, images) in zip((390, 1280), sizes, strict=True):
-        assert (width, images) == (inner, count)
+    for width in (390, 1280, 1920):
+        inner, scrolled, images = run_in_browser(page, tmp_path, _MEASURE, width)
+        assert (inner, images) == (width, count)
         assert scrolled <= inner
 
 
@@ -468,6 +525,6 @@ def test_hostile_text_is_escaped():
     )
     assert elements == expected
     # Texts are unchanged: names of classes and images, protocol, attributes.
-    assert hostile.rows[0] == ["checkpoint", text]
+    assert ["checkpoint", text] in hostile.rows
     assert [a["alt"] for a in hostile.all("img")].count(text) == 2
     assert f"Truth of {text}" in [a["alt"] for a in hostile.all("img")]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from golden_case import FOLDER, GoldenCase, value
+from golden_case import FOLDER, GoldenCase, value, zero_kernels
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
@@ -25,8 +25,10 @@ QUICK = (
 )
 
 
-def fill_variables(model):
-    """Fills a model with golden values and returns it."""
+def build_filled_model(config):
+    """Builds a model with golden values."""
+    with zero_kernels():
+        model = build_model(config)
     shapes = {name: array.shape for name, array in tf1_variables(model).items()}
     load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
     return model
@@ -56,8 +58,8 @@ def random_images(*shape):
 )
 def test_folding_keeps_logits_and_removes_batch_norm(name):
     case = GoldenCase.load(name)
-    model = build_model(ModelConfig.from_official_flags(case.flags))
-    folded = fold_batch_norm(fill_variables(model))
+    model = build_filled_model(ModelConfig.from_official_flags(case.flags))
+    folded = fold_batch_norm(model)
     assert batch_normalizations(folded) == []
     # Xception-65 differs as much between eager and graph execution.
     tolerance = 3e-5 if name.startswith("xception") else 1e-5
@@ -72,7 +74,7 @@ def small_model():
         context=ContextConfig(rates=(1,), filters=16),
         decoder=DecoderConfig(filters=16),
     )
-    return fill_variables(build_model(config))
+    return build_filled_model(config)
 
 
 def test_folding_copies_model_without_changing_it(small_model):
@@ -107,7 +109,7 @@ def test_pyramid_scales_still_share_layers():
         context=context,
         decoder=DecoderConfig(output_strides=()),
     )
-    model = fill_variables(build_model(config))
+    model = build_filled_model(config)
     folded = fold_batch_norm(model)
     assert len(model.get_layer("network").layers) == len(
         folded.get_layer("network").layers

@@ -72,6 +72,30 @@ def test_report_is_written_next_to_metrics(baseline, artefacts):
     assert "2007_000003" in page and "2007_000004" in page
 
 
+def test_report_compares_with_an_earlier_evaluation(artefacts, baseline, tmp_path):
+    earlier = artefacts / "baseline/metrics.json"
+    _, metrics = evaluate(artefacts / "logs", tmp_path, f"--compare={earlier}")
+    assert metrics["miou_per_image"] == baseline[1]["miou_per_image"]
+    assert list(metrics["miou_per_image"]) == ["2007_000003", "2007_000004"]
+    page = (tmp_path / "report.html").read_text()
+    assert f"Compared with {earlier}." in page
+    assert "Of 2 common images, 0 are better and 0 are worse." in page
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--compare=none.json", "--noreport"], "--compare needs --eval_logdir"),
+        (["--compare=none.json"], "--compare=none.json cannot be read; give the met"),
+    ],
+)
+def test_invalid_comparison_is_refused(artefacts, tmp_path, flags, message):
+    logdir = f"--eval_logdir={tmp_path / 'eval'}"
+    source = f"--checkpoint_dir={artefacts / 'logs'}"
+    assert_refused(message, EVAL, source, logdir, *flags)
+    assert not (tmp_path / "eval").exists()
+
+
 def test_optional_metrics_are_written_and_printed(artefacts, baseline, tmp_path):
     flags = ("--trimap=void", "--boundary_iou", "--calibration")
     # The limit is large enough for complete images.

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from html_pages import Page
 from listing import list_outputs
 from PIL import Image
 from program_runs import assert_refused, run
@@ -188,11 +189,19 @@ def test_subfolders_and_formats_are_kept_in_the_output(tiny_export, tmp_path):
     make_noise(20, 31).save(photos / "a.png")
     make_noise(20, 31).save(photos / "x/a.webp", lossless=True)
     arguments = (PREDICT, f"--model={tiny_export}", f"--output_dir={photos}/out")
+    arguments += ("--html",)
     printed = [run(*arguments, f"--images={photos}") for _ in range(2)]
     assert all("2 images labelled" in text for text in printed)
     assert list_outputs(photos / "out/x") == [
         f"a_{kind}.png" for kind in ("color", "label", "overlay")
     ]
+    page = Page((photos / "out/predictions.html").read_text())
+    shown = [
+        attributes["data-viewer"]
+        for _, attributes in page.tags
+        if "data-viewer" in attributes
+    ]
+    assert shown == ["a", "x/a"]
     labels = [read_labels(photos / folder, "a") for folder in ("out", "out/x")]
     np.testing.assert_array_equal(*labels)
     (photos / "out/x/a_label.png").write_text("mine")
@@ -293,6 +302,10 @@ def test_invalid_flags_are_refused_before_writing(predictions, tiny_export, tmp_
         ([f"--model={tmp_path}/x.ckpt", photos, out], "no checkpoint .*x.ckpt"),
         ([f"--model={tiny_export}", f"--images={tmp_path}", out], "matches no images"),
         ([photos, out], "--model is required: "),
+        (
+            [f"--model={tiny_export}", "--video=0", out, "--html"],
+            "--html has no effect without --images",
+        ),
         (
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],
             "--output_stride has no effect on .*, an exported model",

@@ -183,19 +183,20 @@ def test_inputs_and_outputs_have_the_type_asked_for(
         assert np.abs(error).max() < (1e-5 if precision == "float32" else 0.05)
 
 
-def test_layers_are_left_in_float(tiny_model):
-    def list_operations(**options):
-        content = convert_to_tflite(
-            tiny_model, SIZE, "int8", calibration=[photos(1, 4, 6)], **options
-        )
-        interpreter = litert.Interpreter(model_content=content)
+def test_layers_are_left_in_float(tiny_model, int8_file):
+    def list_operations(interpreter):
         types = [x["dtype"] for x in interpreter.get_tensor_details()]
         return [x["op_name"] for x in interpreter._get_ops_details()], types
 
-    operations, types = list_operations()
+    operations, types = list_operations(make_interpreter(int8_file))
     assert np.float32 not in types
     assert "DEQUANTIZE" not in operations
-    operations, types = list_operations(float_layers=["aspp0", "concat_projection"])
+    float_layers = ["aspp0", "concat_projection"]
+    calibration = [photos(1, 4, 6)]
+    content = convert_to_tflite(
+        tiny_model, SIZE, "int8", calibration=calibration, float_layers=float_layers
+    )
+    operations, types = list_operations(litert.Interpreter(model_content=content))
     assert "DEQUANTIZE" in operations
     assert np.float32 in types
 
