@@ -30,7 +30,7 @@ _SCORE_COLUMNS = ("row", "mIoU in %", "seeds", "minutes of training")
 _Results = Mapping[str, Sequence[dict]]  # runs by row
 
 
-def judge(expected: str, difference: float, noise: float | None) -> str:
+def judge_claim(expected: str, difference: float, noise: float | None) -> str:
     """Returns whether a claim holds: "yes", "no" or "unclear".
 
     Differences up to `noise` are insignificant; None is unknown.
@@ -44,20 +44,20 @@ def judge(expected: str, difference: float, noise: float | None) -> str:
     return "yes" if (difference > 0) == (expected == "better") else "no"
 
 
-def _mious(runs: Sequence[dict]) -> np.ndarray:
+def _list_mious(runs: Sequence[dict]) -> np.ndarray:
     return 100 * np.array([run["miou"] for run in runs])
 
 
-def seed_deviation(results: _Results) -> float | None:
+def compute_seed_deviation(results: _Results) -> float | None:
     """Returns the pooled standard deviation of mIoU; None without repeated rows."""
-    several = [_mious(runs) for runs in results.values() if len(runs) > 1]
+    several = [_list_mious(runs) for runs in results.values() if len(runs) > 1]
     if not several:
         return None
     squares = sum(((scores - scores.mean()) ** 2).sum() for scores in several)
     return math.sqrt(squares / sum(len(scores) - 1 for scores in several))
 
 
-def compare(claim: Claim, results: _Results) -> tuple[float, float | None]:
+def compare_rows(claim: Claim, results: _Results) -> tuple[float, float | None]:
     """Returns the difference between the rows of a claim, and its noise.
 
     Both rows must have runs. Two evaluations of one trained model have no noise.
@@ -72,23 +72,23 @@ def compare(claim: Claim, results: _Results) -> tuple[float, float | None]:
         )
         noise = 0.0
     else:
-        noise = seed_deviation(results)
+        noise = compute_seed_deviation(results)
         if noise is not None:
             noise *= _SIGNIFICANT * math.sqrt(1 / len(own) + 1 / len(others))
-    return _mious(own).mean() - _mious(others).mean(), noise
+    return _list_mious(own).mean() - _list_mious(others).mean(), noise
 
 
-def trimap_gains(results: _Results) -> np.ndarray:
+def compute_trimap_gains(results: _Results) -> np.ndarray:
     """Returns the decoder's gains, `[seeds, widths + 1]`; full images come last."""
     with_decoder, without = (
-        {run["seed"]: _trimap_curve(run) for run in results[name]}
+        {run["seed"]: _read_trimap_curve(run) for run in results[name]}
         for name in (BASE_ROW, BILINEAR)
     )
     seeds = sorted(with_decoder.keys() & without.keys())
     return np.array([with_decoder[seed] - without[seed] for seed in seeds])
 
 
-def _trimap_curve(run: dict) -> np.ndarray:
+def _read_trimap_curve(run: dict) -> np.ndarray:
     """Returns mIoU in per cent by trimap width, then of full images."""
     return 100 * np.array([*run["trimap"]["miou"], run["miou"]], float)
 
@@ -98,38 +98,47 @@ def has_trimaps(results: _Results) -> bool:
     return bool(results[BASE_ROW] and results[BILINEAR])
 
 
-def markdown(results: _Results) -> str:
-    """Returns all tables, without the rows that have no runs."""
+def format_markdown(results: _Results) -> str:
+    """Returns all tables as Markdown, without the rows that have no runs."""
     parts = [
-        markdown_table(_CLAIM_COLUMNS, _claim_rows(results)),
+        markdown_table(_CLAIM_COLUMNS, _list_claim_rows(results)),
         _NOTE,
-        markdown_table(_SCORE_COLUMNS, _score_rows(results)),
+        markdown_table(_SCORE_COLUMNS, _list_score_rows(results)),
     ]
     if has_trimaps(results):
-        parts += [_TRIMAP_NOTE, _trimap_table(results)]
+        parts += [_TRIMAP_NOTE, _format_trimap_table(results)]
     return "\n\n".join([*parts, describe_origin(results)]) + "\n"
 
 
-def trimap_markdown(results: _Results) -> str:
-    """Returns the tables of `decoder` and `bilinear` alone; both must have runs."""
-    claims = markdown_table(_CLAIM_COLUMNS, [_trimap_claim(trimap_gains(results))])
-    trimaps = _trimap_table(results)
+def format_trimap_markdown(results: _Results) -> str:
+    """Returns the tables of the trimap claim as Markdown.
+
+    The rows `decoder` and `bilinear` must have runs.
+    """
+    claims = markdown_table(
+        _CLAIM_COLUMNS, [_make_trimap_claim_row(compute_trimap_gains(results))]
+    )
+    trimaps = _format_trimap_table(results)
     return "\n\n".join([claims, _TRIMAP_NOTE, trimaps, describe_origin(results)]) + "\n"
 
 
-def _claim_rows(results: _Results) -> Iterator[list[str]]:
+def _list_claim_rows(results: _Results) -> Iterator[list[str]]:
+    """Yields a table row per claim: published, measured, and whether it holds."""
     for claim in CLAIMS:
         ours, holds = "not run", ""
         if results[claim.row] and results[claim.reference]:
-            outcome = compare(claim, results)
-            ours, holds = _signed(*outcome), judge(claim.expected, *outcome)
-        published = "" if claim.published is None else _signed(claim.published)
+            outcome = compare_rows(claim, results)
+            ours, holds = (
+                _format_signed(*outcome),
+                judge_claim(claim.expected, *outcome),
+            )
+        published = "" if claim.published is None else _format_signed(claim.published)
         yield [claim.row, claim.text, claim.source, published, ours, holds]
     if has_trimaps(results):
-        yield _trimap_claim(trimap_gains(results))
+        yield _make_trimap_claim_row(compute_trimap_gains(results))
 
 
-def _trimap_claim(gains: np.ndarray) -> list[str]:
+def _make_trimap_claim_row(gains: np.ndarray) -> list[str]:
     """Returns the table row that compares gains near boundaries and overall."""
     bilinear = next(claim for claim in CLAIMS if claim.row == BILINEAR)
     more = gains[:, 0] - gains[:, -1]
@@ -140,37 +149,41 @@ def _trimap_claim(gains: np.ndarray) -> list[str]:
         BASE_ROW,
         "The decoder gains more in the narrowest trimap than in full images.",
         _TRIMAP,
-        _signed(_NARROWEST_GAIN + bilinear.published),
-        _signed(more.mean(), noise),
-        judge("better", more.mean(), noise),
+        _format_signed(_NARROWEST_GAIN + bilinear.published),
+        _format_signed(more.mean(), noise),
+        judge_claim("better", more.mean(), noise),
     ]
 
 
-def _signed(value: float, noise: float | None = None) -> str:
+def _format_signed(value: float, noise: float | None = None) -> str:
     return f"{value:+.2f}" + (f" ± {noise:.2f}" if noise else "")
 
 
-def _mean_and_deviation(scores: np.ndarray) -> str:
+def _format_mean_and_deviation(scores: np.ndarray) -> str:
     deviation = f" ± {scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
     return f"{scores.mean():.2f}{deviation}"
 
 
-def _score_rows(results: _Results) -> Iterator[list[str]]:
+def _list_score_rows(results: _Results) -> Iterator[list[str]]:
     for name, runs in results.items():
         if runs:
             minutes = sum(run["train_seconds"] for run in runs) / 60
-            score = _mean_and_deviation(_mious(runs))
+            score = _format_mean_and_deviation(_list_mious(runs))
             yield [name, score, str(len(runs)), f"{minutes:.1f}"]
 
 
-def _trimap_table(results: _Results) -> str:
+def _format_trimap_table(results: _Results) -> str:
+    """Returns mIoU of `decoder` and `bilinear`, and the gain, by trimap width."""
     columns = [
-        *(np.array(list(map(_trimap_curve, results[n]))) for n in (BASE_ROW, BILINEAR)),
-        trimap_gains(results),
+        *(
+            np.array(list(map(_read_trimap_curve, results[n])))
+            for n in (BASE_ROW, BILINEAR)
+        ),
+        compute_trimap_gains(results),
     ]
     widths = [*results[BASE_ROW][0]["trimap"]["widths"], "full image"]
     rows = (
-        [str(width), *(_mean_and_deviation(column[:, i]) for column in columns)]
+        [str(width), *(_format_mean_and_deviation(column[:, i]) for column in columns)]
         for i, width in enumerate(widths)
     )
     return markdown_table(["width", "decoder", "bilinear", "gain"], rows)
@@ -197,7 +210,7 @@ def plot_trimaps(results: _Results) -> np.ndarray:
     axes = figure.add_subplot()
     widths = results[BASE_ROW][0]["trimap"]["widths"]
     for name in (BASE_ROW, BILINEAR):
-        curves = np.array([_trimap_curve(run)[:-1] for run in results[name]])
+        curves = np.array([_read_trimap_curve(run)[:-1] for run in results[name]])
         (line,) = axes.plot(widths, curves.mean(0), marker="o", markersize=4)
         line.set_label(name)
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}

@@ -41,7 +41,7 @@ def define_flags() -> absl_flags.FlagValues:
 def main(values: absl_flags.FlagValues) -> None:
     """Runs missing rows, then compares all finished rows with the papers."""
     results = short_runs.run_suite(SUITE, values, [_REPORT, _CURVES])
-    text = ablation_report.markdown(results)
+    text = ablation_report.format_markdown(results)
     outputs.write_text(text, os.path.join(values.output_dir, _REPORT))
     if ablation_report.has_trimaps(results):
         plot = encode_png(ablation_report.plot_trimaps(results))

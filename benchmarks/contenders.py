@@ -17,12 +17,12 @@ _SEED = 0
 _NUM_CLASSES = 21
 
 
-def noise(batch: int, size: Sequence[int]) -> np.ndarray:
+def make_noise(batch: int, size: Sequence[int]) -> np.ndarray:
     """Returns uint8 images `[batch, *size, 3]`."""
     return np.random.default_rng(_SEED).integers(0, 256, (batch, *size, 3), np.uint8)
 
 
-def noise_labels(batch: int, size: Sequence[int]) -> np.ndarray:
+def make_noise_labels(batch: int, size: Sequence[int]) -> np.ndarray:
     """Returns class ids, uint8 `[batch, *size]`."""
     shape = (batch, *size)
     return np.random.default_rng(_SEED).integers(0, _NUM_CLASSES, shape, np.uint8)
@@ -70,6 +70,8 @@ def _start_tensorflow():
 
 
 def _repeat(function: Callable[[], object], times: int) -> Callable[[], None]:
+    """Returns a turn that calls a function several times."""
+
     def run_turn() -> None:
         for _ in range(times):
             function()
@@ -78,7 +80,7 @@ def _repeat(function: Callable[[], object], times: int) -> Callable[[], None]:
 
 
 def _with_properties(run_turn: Callable, **properties: object) -> Callable:
-    """Attaches properties that the worker reports after the warm-up."""
+    """Attaches properties, which the worker reports after the warm-up."""
     run_turn.properties = properties
     return run_turn
 
@@ -89,14 +91,15 @@ def _with_properties(run_turn: Callable, **properties: object) -> Callable:
 def saved_model(
     path: str, batch: int, size: Sequence[int], times: int, calls_all: bool = False
 ) -> Callable:
-    """Runs one of our SavedModels, or all of its signatures for images.
+    """Returns a function that runs one of our SavedModels `times` times.
 
-    The property `first_label_seconds` is the time from loading to the first label.
+    With `calls_all`, it calls all signatures for images. The property
+    `first_label_seconds` is the time from loading to the first label.
     """
     # As our programs do; 0 measures the default.
     os.environ.setdefault("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
     tf = _start_tensorflow()
-    images = tf.constant(noise(batch, size))
+    images = tf.constant(make_noise(batch, size))
     start = time.perf_counter()
     loaded = tf.saved_model.load(path)
 
@@ -116,7 +119,10 @@ def saved_model(
 
 
 def openvino(path: str, batch: int, size: Sequence[int], times: int) -> Callable:
-    """Runs an ONNX or OpenVINO file in OpenVINO, compiled for this image size."""
+    """Returns a function that runs an ONNX or OpenVINO file in OpenVINO.
+
+    The model is compiled for this image size.
+    """
     import openvino
 
     core = openvino.Core()
@@ -124,30 +130,30 @@ def openvino(path: str, batch: int, size: Sequence[int], times: int) -> Callable
     network.reshape([batch, *size, 3])
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(network, "CPU", hints)
-    images = noise(batch, size)
+    images = make_noise(batch, size)
     return _repeat(lambda: compiled(images), times)
 
 
 def onnxruntime(path: str, batch: int, size: Sequence[int], times: int) -> Callable:
-    """Runs one of our ONNX files in ONNX Runtime."""
+    """Returns a function that runs one of our ONNX files in ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: noise(batch, size)}
+    feed = {session.get_inputs()[0].name: make_noise(batch, size)}
     return _repeat(lambda: session.run(None, feed), times)
 
 
 def torch_inference(
     model: Mapping, batch: int, size: Sequence[int], times: int
 ) -> Callable:
-    """Runs the same network in PyTorch."""
+    """Returns a function that runs the same network in PyTorch."""
     import torch
 
     from benchmarks.peers.pytorch import TorchDeepLab
 
     network = TorchDeepLab(make_model(model), tuple(size)).eval()
     network = network.to(memory_format=torch.channels_last)
-    images = torch.tensor(noise(batch, size))
+    images = torch.tensor(make_noise(batch, size))
 
     @torch.inference_mode()
     def label() -> np.ndarray:
@@ -156,18 +162,18 @@ def torch_inference(
     return _repeat(label, times)
 
 
-def _keras_hub_size(size: Sequence[int]) -> list[int]:
+def _round_keras_hub_size(size: Sequence[int]) -> list[int]:
     """Rounds a size down to multiples of 32, as keras-hub requires."""
     return [side // 32 * 32 for side in size]
 
 
-def keras_hub_model(size: Sequence[int]):
+def make_keras_hub_model(size: Sequence[int]):
     """Returns keras-hub's DeepLabv3+ with ResNet-50 at output stride 32, untrained."""
     import keras
     import keras_hub
 
     keras.utils.set_random_seed(_SEED)
-    shape = (*_keras_hub_size(size), 3)
+    shape = (*_round_keras_hub_size(size), 3)
     encoder = keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[7],
@@ -191,19 +197,19 @@ def keras_hub_model(size: Sequence[int]):
     )
 
 
-def _keras_hub_multiply_adds(size: Sequence[int]) -> int:
+def _count_keras_hub_multiply_adds(size: Sequence[int]) -> int:
     from deeplab_tf.models.complexity import convolution_multiply_adds
 
-    return convolution_multiply_adds(keras_hub_model(size))
+    return convolution_multiply_adds(make_keras_hub_model(size))
 
 
 def keras_hub_inference(
     batch: int, size: Sequence[int], times: int, jit: bool = False
 ) -> Callable:
-    """Runs keras-hub's DeepLabv3+, optionally compiled with XLA."""
+    """Returns a function that runs keras-hub's DeepLabv3+, with XLA if `jit`."""
     tf = _start_tensorflow()
-    model = keras_hub_model(size)
-    images = tf.constant(noise(batch, _keras_hub_size(size)))
+    model = make_keras_hub_model(size)
+    images = tf.constant(make_noise(batch, _round_keras_hub_size(size)))
 
     @functools.partial(tf.function, jit_compile=jit)
     def label(images):
@@ -211,7 +217,9 @@ def keras_hub_inference(
         return tf.argmax(logits, -1, output_type=tf.int32)
 
     run_turn = _repeat(lambda: label(images).numpy(), times)
-    return _with_properties(run_turn, multiply_adds=_keras_hub_multiply_adds(size))
+    return _with_properties(
+        run_turn, multiply_adds=_count_keras_hub_multiply_adds(size)
+    )
 
 
 def scaled_inference(
@@ -221,12 +229,15 @@ def scaled_inference(
     scales: Sequence[float],
     is_combined: bool,
 ) -> Callable:
-    """Predicts at several scales, each also mirrored, combined or one by one."""
+    """Returns a function that predicts at several scales, each also mirrored.
+
+    The passes are in one graph if `is_combined`, else they run one by one.
+    """
     tf = _start_tensorflow()
     from deeplab_tf.inference import Predictor
 
     network = make_model(model)
-    images = tf.constant(noise(batch, size), tf.float32)
+    images = tf.constant(make_noise(batch, size), tf.float32)
     if is_combined:
         combined = tf.function(Predictor(network, scales, flip=True).labels)
         return lambda: combined(images).numpy()
@@ -241,9 +252,10 @@ def scaled_inference(
 
 
 def preset_inference(preset: str) -> Callable:
-    """Labels an image with the model, size and output stride of a preset's evaluation.
+    """Returns a function that labels an image as a preset's evaluation does.
 
-    This is one pass at scale 1, whatever the scales of the protocol.
+    Model, size and output stride are the preset's; it is one pass at scale 1, whatever
+    the scales of the protocol.
     """
     tf = _start_tensorflow()
     from deeplab_tf.inference import Predictor
@@ -251,7 +263,7 @@ def preset_inference(preset: str) -> Callable:
     from deeplab_tf.presets import PRESETS
 
     network = build_model(PRESETS[preset].eval_model)
-    images = tf.constant(noise(1, PRESETS[preset].evaluation.eval_crop_size))
+    images = tf.constant(make_noise(1, PRESETS[preset].evaluation.eval_crop_size))
     label = tf.function(Predictor(network).labels)
     return lambda: label(images).numpy()
 
@@ -269,7 +281,7 @@ def training_step(
     recompute: bool = False,
     records: Sequence[str] = (),
 ) -> Callable:
-    """Runs optimiser steps of our trainer.
+    """Returns a function that runs `times` optimiser steps of our trainer.
 
     `batch` counts the images of all workers. `records` is a folder and a split; without
     it one batch in memory is repeated.
@@ -307,7 +319,7 @@ def _training_batches(records: Sequence[str], batch: int, size, mean_pixel):
             records[0], crop_size=size, batch_size=batch, mean_pixel=mean_pixel
         )
         return load_dataset(data, records[1], training=True)
-    noisy = noise(batch, size).astype(np.float32), noise_labels(batch, size)
+    noisy = make_noise(batch, size).astype(np.float32), make_noise_labels(batch, size)
     return tf.data.Dataset.from_tensors(noisy).repeat()
 
 
@@ -318,7 +330,10 @@ def torch_training_step(
     times: int,
     channels_last: bool = True,
 ) -> Callable:
-    """Runs optimiser steps of the same network in PyTorch, with momentum and L2."""
+    """Returns a function that trains the same network in PyTorch.
+
+    It runs `times` optimiser steps, with momentum and L2.
+    """
     import torch
     from torch.nn import functional
 
@@ -327,9 +342,9 @@ def torch_training_step(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = TorchDeepLab(make_model(model), tuple(size)).train()
     network = network.to(memory_format=layout)
-    images = torch.tensor(noise(batch, size)).permute(0, 3, 1, 2).float()
+    images = torch.tensor(make_noise(batch, size)).permute(0, 3, 1, 2).float()
     images = images.contiguous(memory_format=layout)
-    labels = torch.tensor(noise_labels(batch, size)).long()
+    labels = torch.tensor(make_noise_labels(batch, size)).long()
     optimizer = torch.optim.SGD(
         network.parameters(), lr=1e-4, momentum=0.9, weight_decay=4e-5
     )
@@ -346,22 +361,24 @@ def torch_training_step(
 def keras_hub_training_step(
     batch: int, size: Sequence[int], times: int, jit: bool = False
 ) -> Callable:
-    """Runs optimiser steps of keras-hub's DeepLabv3+ with `fit`."""
+    """Returns a function that trains keras-hub's DeepLabv3+ with `fit`."""
     tf = _start_tensorflow()
     import keras
 
-    model = keras_hub_model(size)
+    model = make_keras_hub_model(size)
     model.compile(
         optimizer=keras.optimizers.SGD(1e-4, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[],
         jit_compile=jit,
     )
-    size_taken = _keras_hub_size(size)
-    images = noise(batch, size_taken).astype(np.float32)
-    labels = noise_labels(batch, size_taken)
+    size_taken = _round_keras_hub_size(size)
+    images = make_noise(batch, size_taken).astype(np.float32)
+    labels = make_noise_labels(batch, size_taken)
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
     run_turn = functools.partial(
         model.fit, dataset, steps_per_epoch=times, epochs=1, verbose=0
     )
-    return _with_properties(run_turn, multiply_adds=_keras_hub_multiply_adds(size))
+    return _with_properties(
+        run_turn, multiply_adds=_count_keras_hub_multiply_adds(size)
+    )

@@ -17,7 +17,7 @@ import tempfile
 from absl import flags as absl_flags
 
 from benchmarks import measuring
-from benchmarks.contenders import make_config, make_model, noise
+from benchmarks.contenders import make_config, make_model, make_noise
 from benchmarks.measuring import Contender
 from deeplab_tf.errors import UserError
 from deeplab_tf.flags import read_size
@@ -86,7 +86,7 @@ def write_files(model: dict, engines: list[str], folder: str) -> None:
         if path.endswith((".onnx", ".xml")):
             export = export_onnx if path.endswith(".onnx") else export_openvino
             is_int8 = name.endswith("int8")
-            images = [noise(1, _CALIBRATION_SIZE)] if is_int8 else None
+            images = [make_noise(1, _CALIBRATION_SIZE)] if is_int8 else None
             precision = "int8" if is_int8 else "float32"
             export(make_model(model), path, False, precision, images)
         else:

@@ -81,6 +81,8 @@ class Series(dict):
 
 
 class _Worker:
+    """A process that runs turns of a contender."""
+
     def __init__(self, contender: Contender, process: Process, errors: IO[str]):
         self._name, self._errors = contender.name, errors
         command = [sys.executable, "-m", "benchmarks.worker", contender.factory]
@@ -103,6 +105,7 @@ class _Worker:
             self._process.stdin.flush()
 
     def answer(self) -> dict:
+        """Waits for the answer of the process; raises an error if it died."""
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)

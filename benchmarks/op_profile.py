@@ -68,10 +68,11 @@ def record_operations(run_turn: Callable, calls: int) -> dict[str, tuple[float, 
             run_turn()
         tf.profiler.experimental.stop()
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
-        return _operations(path.read_bytes(), calls)
+        return _sum_operations(path.read_bytes(), calls)
 
 
-def _operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
+def _sum_operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
+    """Returns milliseconds and count per call of each operation in a trace."""
     # There is no public reader for the profiler's format without TensorBoard.
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -88,7 +89,7 @@ def _operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
     return {kind: (times[kind] / calls, counts[kind] // calls) for kind in times}
 
 
-def _purpose(kind: str) -> str:
+def _find_purpose(kind: str) -> str:
     matches = (name for name, part in _PURPOSES.items() if re.search(part, kind))
     return next(matches, "other")
 
@@ -97,7 +98,7 @@ def sum_by_purpose(operations: dict[str, tuple[float, int]]) -> dict[str, float]
     """Returns milliseconds by purpose, in descending order."""
     sums = collections.Counter()
     for kind, (milliseconds, _) in operations.items():
-        sums[_purpose(kind)] += milliseconds
+        sums[_find_purpose(kind)] += milliseconds
     return dict(sums.most_common())
 
 

@@ -74,6 +74,7 @@ def make_records(values: absl_flags.FlagValues) -> str:
 
 
 def _run(name: str, *arguments: str) -> None:
+    """Runs one of our programs."""
     run_program(f"deeplab_tf.programs.{name}", [f"{name}.py", *arguments])
 
 

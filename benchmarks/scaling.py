@@ -75,10 +75,10 @@ def compare_sizes(values: absl_flags.FlagValues, model: dict) -> tuple[dict, str
         "exponent_of_seconds": fit_exponent(areas, seconds),
         "exponent_of_mebibytes": fit_exponent(areas, mebibytes),
     }
-    return result, _size_table(result)
+    return result, _format_size_table(result)
 
 
-def _size_table(result: dict) -> str:
+def _format_size_table(result: dict) -> str:
     columns = (result[name] for name in ("sides", "seconds", "mebibytes"))
     rows = [
         [f"{side}", f"{1e3 * t:.1f}", f"{memory:.0f}", f"{1e9 * t / side**2:.0f}"]
@@ -110,7 +110,7 @@ def plot(result: dict) -> np.ndarray:
     return render(figure)
 
 
-def _free_ports(count: int) -> list[int]:
+def _find_free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -118,9 +118,9 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
+def _make_worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
     """Returns the processes of a cluster with one core each."""
-    addresses = [f"localhost:{port}" for port in _free_ports(len(cores))]
+    addresses = [f"localhost:{port}" for port in _find_free_ports(len(cores))]
     clusters = (
         {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         for index in range(len(cores))
@@ -141,7 +141,9 @@ def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list,
     shared = task | {"strategy": "multi_worker_mirrored"}
     contenders = [
         Contender("one process", "training_step", task, (Process(cores=cores),)),
-        Contender("two workers", "training_step", shared, _worker_processes(cores)),
+        Contender(
+            "two workers", "training_step", shared, _make_worker_processes(cores)
+        ),
     ]
     rows = measuring.summarize(measuring.measure(contenders, values.turns), _STEPS)
     for row in rows:

@@ -95,6 +95,7 @@ def markdown(results: Mapping[str, Sequence[dict]]) -> str:
 
 
 def _table_rows(results: Mapping[str, Sequence[dict]]) -> Iterator[list[str]]:
+    """Yields a row per trick: mIoU by split, and differences from the base."""
     base = _scores(results[BASE_ROW]) if results[BASE_ROW] else None
     for name, runs in results.items():
         if not runs:

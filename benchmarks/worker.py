@@ -30,7 +30,8 @@ def _prepare(factory: str, arguments: dict) -> tuple:
     return run_turn, answer | getattr(run_turn, "properties", {})
 
 
-def _time(run_turn) -> dict[str, float]:
+def _measure_turn(run_turn) -> dict[str, float]:
+    """Returns wall-clock and CPU seconds of a turn, and peak memory in MiB."""
     clock, processors = time.perf_counter(), time.process_time()
     run_turn()
     return {
@@ -41,7 +42,7 @@ def _time(run_turn) -> dict[str, float]:
 
 
 def main() -> None:
-    """Answers stdin."""
+    """Reads commands from stdin and answers each on stdout."""
     # Libraries print notices to stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -50,7 +51,7 @@ def main() -> None:
         if run_turn is None:
             run_turn, answer = _prepare(sys.argv[1], json.loads(sys.argv[2]))
         else:
-            answer = _time(run_turn)
+            answer = _measure_turn(run_turn)
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -175,7 +175,7 @@ def test_paths_are_not_part_of_the_settings(part, change, is_setting):
     ],
 )
 def test_claims_are_judged_against_the_noise(expected, difference, noise, holds):
-    assert ablation_report.judge(expected, difference, noise) == holds
+    assert ablation_report.judge_claim(expected, difference, noise) == holds
 
 
 def make_runs(*mious, narrow=(0.0, 0.0, 0.0)):
@@ -209,29 +209,29 @@ def results():
 def test_noise_is_the_deviation_between_seeds(results):
     # Squared deviations: 1 + 0 + 1 and 4 + 4 + 0, with 2 + 2 degrees of freedom.
     deviation = math.sqrt((2 + 8) / 4)
-    assert ablation_report.seed_deviation(results) == pytest.approx(deviation)
-    found = ablation_report.compare(find_claim("dense"), results)
+    assert ablation_report.compute_seed_deviation(results) == pytest.approx(deviation)
+    found = ablation_report.compare_rows(find_claim("dense"), results)
     # One run against the mean of three, 61.
     assert found == pytest.approx((2.0, 2 * deviation * math.sqrt(1 + 1 / 3)))
     del results["decoder"][1:], results["bilinear"][1:]
-    assert ablation_report.seed_deviation(results) is None
+    assert ablation_report.compute_seed_deviation(results) is None
 
 
 def test_rows_sharing_a_model_are_compared_by_seed(results):
-    found = ablation_report.compare(find_claim("multi_scale"), results)
+    found = ablation_report.compare_rows(find_claim("multi_scale"), results)
     assert found == pytest.approx((0.5, 0.0))  # seed 0 only: 60.5 and 60
 
 
 def test_trimap_gains_are_computed_by_seed(results):
-    gains = ablation_report.trimap_gains(results)
+    gains = ablation_report.compute_trimap_gains(results)
     # Full images: 60 - 56, 61 - 60, 62 - 58; 5, 7 and 6 more in the narrowest band.
     np.testing.assert_allclose(gains, [[9, 4, 4], [8, 1, 1], [10, 4, 4]])
     results["bilinear"] = results["bilinear"][1:]
-    assert ablation_report.trimap_gains(results).shape == (2, 3)
+    assert ablation_report.compute_trimap_gains(results).shape == (2, 3)
 
 
 def test_tables_show_claims_and_deviations(results):
-    lines = ablation_report.markdown(results).splitlines()
+    lines = ablation_report.format_markdown(results).splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     claims = {(row[0], row[2]): row[3:] for row in cells if len(row) == 6}
     # 58 - 61, and 2 * 1.58 * sqrt(2 / 3).
@@ -252,8 +252,8 @@ def test_tables_show_claims_and_deviations(results):
 
 
 def test_trimap_report_compares_decoder_and_bilinear(results):
-    complete = ablation_report.markdown(results).splitlines()
-    lines = ablation_report.trimap_markdown(results).splitlines()
+    complete = ablation_report.format_markdown(results).splitlines()
+    lines = ablation_report.format_trimap_markdown(results).splitlines()
     assert [line for line in lines if line in complete] == lines
     claims = [line for line in lines if "1802.02611" in line]
     assert len(claims) == 1 and "+6.00 ± 1.15" in claims[0]
@@ -262,7 +262,7 @@ def test_trimap_report_compares_decoder_and_bilinear(results):
 
 def test_rows_of_another_machine_are_listed_separately(results):
     results["dense"][0]["hardware"] = "1 core"
-    *_, first, second = ablation_report.markdown(results).splitlines()
+    *_, first, second = ablation_report.format_markdown(results).splitlines()
     assert first.startswith("Of decoder, bilinear, multi_scale: 300 steps, ")
     assert second.startswith("Of dense: 300 steps, commit 0a1b, 1 core")
 

@@ -90,15 +90,15 @@ def run_python(source: str, folder: pathlib.Path) -> None:
 
 
 def test_generated_pages_are_up_to_date():
-    for path, text in documentation.pages().items():
+    for path, text in documentation.generate_pages().items():
         outdated = path.read_text() != text
         assert not outdated, f"{path.name}: run python tools/documentation.py"
 
 
 def test_badges_show_the_tested_versions():
-    versions = re.findall(r">([\d. -]+)<", draw_images.badges())
+    versions = re.findall(r">([\d. -]+)<", draw_images.draw_badges())
     assert versions[0] == "3.10 - 3.13" and len(versions) == 3
-    assert (draw_images.IMAGES / "tested.svg").read_text() == draw_images.badges()
+    assert (draw_images.IMAGES / "tested.svg").read_text() == draw_images.draw_badges()
 
 
 @pytest.mark.slow
@@ -155,12 +155,12 @@ def test_python_blocks_use_existing_names():
 
 def test_line_links_need_exactly_one_match():
     page = "[`BACKBONES`](../deeplab_tf/models/backbones/__init__.py#L1) and more"
-    line = documentation.with_line_numbers(page).split("#L")[1].partition(")")[0]
+    line = documentation.update_line_numbers(page).split("#L")[1].partition(")")[0]
     source = (ROOT / "deeplab_tf/models/backbones/__init__.py").read_text()
     assert source.splitlines()[int(line) - 1] == "BACKBONES = {"
     for text, times in (("resnet_v1", 2), ("resnet_v3", 0)):
         with pytest.raises(ValueError, match=f"{text}' is {times} times in"):
-            documentation.with_line_numbers(page.replace("BACKBONES", text))
+            documentation.update_line_numbers(page.replace("BACKBONES", text))
 
 
 def test_results_are_inserted_between_markers(monkeypatch, tmp_path):
@@ -170,8 +170,8 @@ def test_results_are_inserted_between_markers(monkeypatch, tmp_path):
     result.write_text('{"text": "| table |"}')
     page = "Before.\n<!-- result of inference -->\nold\n<!-- end -->\nAfter.\n"
     expected = page.replace("old", "\n| table |\n")
-    assert documentation.with_results(page) == expected
-    assert documentation.with_results(expected) == expected
+    assert documentation.fill_results(page) == expected
+    assert documentation.fill_results(expected) == expected
 
 
 def test_pages_run_every_expected_program():

@@ -72,19 +72,22 @@ _RESULT = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
 
-def command(program: str) -> str:
+def format_command(program: str) -> str:
     """Returns the command that starts a program."""
     return f"python {program}" if program.endswith(".py") else f"python -m {program}"
 
 
-def flag_rows(program: str) -> dict[str, tuple[str, ...]]:
+def list_flag_rows(program: str) -> dict[str, tuple[str, ...]]:
     """Returns group, value, default and meaning of each flag, by name."""
     values = importlib.import_module(PROGRAMS[program]).define_flags()
     groups = flag_help.group_flags(values).items()
-    return {flag.name: _row(group, flag) for group, own in groups for flag in own}
+    return {
+        flag.name: _make_flag_row(group, flag) for group, own in groups for flag in own
+    }
 
 
-def _row(group: str, flag) -> tuple[str, ...]:
+def _make_flag_row(group: str, flag) -> tuple[str, ...]:
+    """Returns group, value, default and meaning of a flag, for a table."""
     default = flag_help.format_default(flag)
     if flags.is_required(flag):
         default = "required"
@@ -94,32 +97,36 @@ def _row(group: str, flag) -> tuple[str, ...]:
     return group, value, default, flag_help.help_text(flag).replace("|", "\\|")
 
 
-def flags_page(on_site: bool = False) -> str:
-    """Returns the text of docs/flags.md; on the site, with each different flag once."""
-    all_rows = {program: flag_rows(program) for program in PROGRAMS}
+def format_flags_page(on_site: bool = False) -> str:
+    """Returns the text of docs/flags.md.
+
+    `on_site` adds tables of all flags; flags that programs share are in one table.
+    """
+    all_rows = {program: list_flag_rows(program) for program in PROGRAMS}
     every = {program: set(rows.items()) for program, rows in all_rows.items()}
     dead = {flag for own in every.values() for flag in own if _is_dead(flag[1])}
     model = set.intersection(*(every[program] for program in BUILDERS)) - dead
     text = f"Flags of {_join_commands(BUILDERS)}."
     in_order = [flag for flag in all_rows["train.py"].items() if flag in model]
-    parts = [_table("The model", text, dict(in_order))]
+    parts = [_format_table("The model", text, dict(in_order))]
     listed = {"The model": model}
     for program, own in every.items():
-        text, new = f"`{command(program)}`.", own - dead
+        text, new = f"`{format_command(program)}`.", own - dead
         for section, known in listed.items():
             if repeated := new & known:
                 names = ", ".join(f"`--{name}`" for name, _ in sorted(repeated))
                 names = "all flags" if repeated == model else names
-                text += f" As in [{section}](#{_anchor(section)}): {names}."
+                text += f" As in [{section}](#{_make_anchor(section)}): {names}."
                 new -= known
         in_order = [flag for flag in all_rows[program].items() if flag in new]
-        parts.append(_table(program, text, dict(in_order)))
+        parts.append(_format_table(program, text, dict(in_order)))
         listed[program] = new
     tables = parts if on_site else []
-    return "\n".join([INTRODUCTION, *tables, _dead_table(dict(dead))])
+    return "\n".join([INTRODUCTION, *tables, _format_dead_table(dict(dead))])
 
 
-def _anchor(heading: str) -> str:
+def _make_anchor(heading: str) -> str:
+    """Returns the anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
 
 
@@ -128,11 +135,11 @@ def _is_dead(row: tuple[str, ...]) -> bool:
 
 
 def _join_commands(names) -> str:
-    *first, last = (f"`{command(name)}`" for name in names)
+    *first, last = (f"`{format_command(name)}`" for name in names)
     return f"{', '.join(first)} and {last}"
 
 
-def _table(title: str, text: str, rows: dict) -> str:
+def _format_table(title: str, text: str, rows: dict) -> str:
     lines: list[list[str]] = []
     for group in GROUPS:
         own = [name for name, row in rows.items() if row[0] == group]
@@ -142,7 +149,8 @@ def _table(title: str, text: str, rows: dict) -> str:
     return f"## {title}\n\n{text}\n\n{table}\n"
 
 
-def _dead_table(rows: dict) -> str:
+def _format_dead_table(rows: dict) -> str:
+    """Returns the table of official flags without effect."""
     flags: dict[str, list[str]] = {}
     for name in sorted(rows):
         reason = rows[name][-1].removeprefix(f"{WITHOUT_EFFECT}: ")
@@ -154,32 +162,36 @@ def _dead_table(rows: dict) -> str:
     return f"## Without effect\n\n{text}\n\n{table}\n"
 
 
-def with_results(page: str) -> str:
+def fill_results(page: str) -> str:
     """Fills each `<!-- result of NAME -->` block from benchmarks/results."""
-    return _RESULT.sub(lambda mark: f"{mark[1]}\n{_shown(mark[2])}\n{mark[3]}", page)
+    return _RESULT.sub(
+        lambda mark: f"{mark[1]}\n{_select_parts(mark[2])}\n{mark[3]}", page
+    )
 
 
-def _shown(program: str) -> str:
-    parts = _result(program).rstrip().split("\n\n")
+def _select_parts(program: str) -> str:
+    """Returns those paragraphs of a result that the page shows."""
+    parts = _read_result(program).rstrip().split("\n\n")
     shown = _SHOWN.get(program, range(len(parts)))
     return "\n\n".join(parts[i] for i in shown) + "\n"
 
 
-def _result(program: str) -> str:
+def _read_result(program: str) -> str:
+    """Returns the stored tables of a benchmark."""
     folder = ROOT / "benchmarks/results"
     # ablations_600 has two rows, trained for longer.
     tables = {
-        "ablations": ablation_report.markdown,
-        "ablations_600": ablation_report.trimap_markdown,
+        "ablations": ablation_report.format_markdown,
+        "ablations_600": ablation_report.format_trimap_markdown,
     }
     if program in tables:
         return tables[program](short_runs.read_results(str(folder / program), ROWS))
     if program == "camvid":
-        return _scores(folder / program)
+        return _format_scores(folder / program)
     return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
 
 
-def _scores(folder: pathlib.Path) -> str:
+def _format_scores(folder: pathlib.Path) -> str:
     """Returns a table of the metrics.json files in a folder."""
     rows = []
     for path in sorted(folder.glob("*.json")):
@@ -201,20 +213,25 @@ def _scores(folder: pathlib.Path) -> str:
     return markdown_table(columns, rows) + "\n"
 
 
-def with_line_numbers(page: str) -> str:
+def update_line_numbers(page: str) -> str:
     """Updates the line numbers of links into the code.
 
     Raises:
         ValueError: if the text of a link is missing or ambiguous in its file.
     """
-    return _LINK.sub(lambda link: _link(link[1], link[2]), page)
+    return _LINK.sub(lambda link: _format_link(link[1], link[2]), page)
 
 
-def _link(text: str, path: str) -> str:
-    return f"[`{text}`](../{path}#L{_line(text, path)})"
+def _format_link(text: str, path: str) -> str:
+    return f"[`{text}`](../{path}#L{_find_line(text, path)})"
 
 
-def _line(text: str, path: str) -> int:
+def _find_line(text: str, path: str) -> int:
+    """Returns the number of the line that defines a name or contains a text.
+
+    Raises:
+        ValueError: unless there is exactly one such line.
+    """
     lines = (ROOT / path).read_text().splitlines()
     name = re.escape(text.rpartition(".")[2])
     definition = re.compile(rf"\s*(def|class) {name}\b|{name}( =|:)")
@@ -225,19 +242,19 @@ def _line(text: str, path: str) -> int:
     return found[0]
 
 
-def pages() -> dict[pathlib.Path, str]:
+def generate_pages() -> dict[pathlib.Path, str]:
     """Returns the generated text of each page."""
     architecture = ROOT / "docs/architecture.md"
     measured = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
     return {
-        ROOT / "docs/flags.md": flags_page(),
+        ROOT / "docs/flags.md": format_flags_page(),
         ROOT / zoo_page.PAGE: zoo_page.format_page(ROOT),
-        architecture: with_line_numbers(architecture.read_text()),
-        **{page: with_results(page.read_text()) for page in measured},
+        architecture: update_line_numbers(architecture.read_text()),
+        **{page: fill_results(page.read_text()) for page in measured},
     }
 
 
 if __name__ == "__main__":
-    for path, text in pages().items():
+    for path, text in generate_pages().items():
         path.write_text(text)
         print(path.relative_to(ROOT))

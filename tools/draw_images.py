@@ -28,7 +28,7 @@ from deeplab_tf.convert import shapes, voc2012  # noqa: E402
 SIDE = 193
 
 
-def badges() -> str:
+def draw_badges() -> str:
     """Returns an SVG with the tested versions, from setup.py and constraints.txt."""
     setup = (ROOT / "setup.py").read_text()
     constraints = (ROOT / "constraints.txt").read_text()
@@ -55,18 +55,18 @@ def badges() -> str:
     )
 
 
-def masks(info: deeplab_tf.DatasetInfo) -> np.ndarray:
+def draw_masks(info: deeplab_tf.DatasetInfo) -> np.ndarray:
     """Returns an image, its class ids as grey levels, as colours, and the overlay."""
-    image, label = shapes.scene(np.random.default_rng(3), (SIDE, SIDE))
+    image, label = shapes.draw_scene(np.random.default_rng(3), (SIDE, SIDE))
     label[label == info.ignore_label] = 0
     overlay = visualize.overlay(image, label, info)
     ids = np.repeat(label[..., None], 3, axis=2)
     sheet = [image, ids, visualize.colorize(label, info), overlay]
-    captions = ("image", "_label.png", "_color.png", "_overlay.png")
+    captions = ("image", "_make_label.png", "_color.png", "_overlay.png")
     return visualize.add_captions(visualize.contact_sheet(sheet, 4), captions)
 
 
-def crops(info: deeplab_tf.DatasetInfo, records: str) -> np.ndarray:
+def draw_crops(info: deeplab_tf.DatasetInfo, records: str) -> np.ndarray:
     """Returns training samples of one image, with their labels."""
     data = deeplab_tf.DataConfig(records, crop_size=(SIDE, SIDE))
     batches = deeplab_tf.load_dataset(data, "train", training=True)
@@ -80,12 +80,12 @@ def crops(info: deeplab_tf.DatasetInfo, records: str) -> np.ndarray:
 
 def main(folder: pathlib.Path = IMAGES) -> None:
     """Writes the images into a folder."""
-    (folder / "tested.svg").write_text(badges())
+    (folder / "tested.svg").write_text(draw_badges())
     with tempfile.TemporaryDirectory() as scratch:
         source, records = f"{scratch}/shapes", f"{scratch}/tfrecord"
         info = shapes.write(source, 1, 1, 1, image_size=(SIDE, SIDE))
         voc2012.convert(source, records)
-        sheets = {"masks": masks(info), "crops": crops(info, records)}
+        sheets = {"masks": draw_masks(info), "crops": draw_crops(info, records)}
     for name, sheet in sheets.items():
         Image.fromarray(sheet).save(folder / f"{name}.png", optimize=True)
 

@@ -30,12 +30,14 @@ def on_files(files, config):
     """Adds a page for each file that pages link to, directly or through others."""
     pages = sorted(DOCS.glob("*.md"))
     for page in pages:
-        links = (link[0] for link in _LINK.finditer(_markdown(page)))
-        for path in {_target(page, link) for link in links if _is_file(link)}:
+        links = (link[0] for link in _LINK.finditer(_format_page(page)))
+        for path in {_resolve_link(page, link) for link in links if _is_file(link)}:
             if DOCS not in path.parents and path not in pages:
                 pages.append(path)
                 files.append(
-                    File.generated(config, _page(path), content=_markdown(path))
+                    File.generated(
+                        config, _find_site_path(path), content=_format_page(path)
+                    )
                 )
     return files
 
@@ -43,7 +45,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Lists all flags; turns links to files of the repository into links to pages."""
     if page.file.src_uri == "flags.md":
-        return documentation.flags_page(on_site=True)
+        return documentation.format_flags_page(on_site=True)
     folder, _, path = page.file.src_uri.partition("source/")
     origin = ROOT / path.removesuffix(".md") if not folder else DOCS / folder
     origin = origin if origin.exists() else origin.with_suffix(".md")
@@ -51,7 +53,7 @@ def on_page_markdown(markdown, page, config, files):
     def rewrite(link):
         if not _is_file(link[0]):
             return link[0]
-        target = _page(_target(origin, link[0]))
+        target = _find_site_path(_resolve_link(origin, link[0]))
         anchor = re.sub("^L(?=[0-9]+$)", "__codelineno-0-", link[0].partition("#")[2])
         relative = os.path.relpath(target, os.path.dirname(page.file.src_uri) or ".")
         return f"{relative}#{anchor}" if anchor else relative
@@ -63,23 +65,23 @@ def _is_file(link: str) -> bool:
     return not link.startswith(("```", "#")) and "://" not in link
 
 
-def _target(page: pathlib.Path, link: str) -> pathlib.Path:
+def _resolve_link(page: pathlib.Path, link: str) -> pathlib.Path:
     return pathlib.Path(os.path.normpath(page.parent / link.partition("#")[0]))
 
 
-def _page(path: pathlib.Path) -> str:
+def _find_site_path(path: pathlib.Path) -> str:
     """Returns the path of a page, or of another file in docs/, on the site."""
     if DOCS in path.parents:
         return path.relative_to(DOCS).as_posix()
     return f"source/{path.relative_to(ROOT).as_posix().removesuffix('.md')}.md"
 
 
-def _markdown(path: pathlib.Path) -> str:
+def _format_page(path: pathlib.Path) -> str:
     """Returns a page that shows a file, or lists a folder."""
     if path.suffix == ".md":
         return path.read_text()
     if path.suffix == ".ipynb":
-        return "\n\n".join(map(_cell, json.loads(path.read_text())["cells"]))
+        return "\n\n".join(map(_format_cell, json.loads(path.read_text())["cells"]))
     title = f"---\nsearch: {{exclude: true}}\n---\n# {path.relative_to(ROOT)}\n\n"
     if path.is_dir():
         return title + "".join(f"- `{file.name}`\n" for file in sorted(path.iterdir()))
@@ -87,7 +89,7 @@ def _markdown(path: pathlib.Path) -> str:
     return f'{title}````{language} linenums="1"\n{path.read_text()}````\n'
 
 
-def _cell(cell: dict) -> str:
+def _format_cell(cell: dict) -> str:
     text = "".join(cell["source"])
     return text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
 

@@ -35,7 +35,7 @@ class TorchDeepLab(nn.Module):
             model = keras.Model(model.input, model.get_layer("logits").output)
         shape = (1, *size, model.input.shape[-1])
         image = keras.Input(batch_shape=shape, dtype="float32")
-        calls, (output,) = _leaf_calls(model, [image])
+        calls, (output,) = _trace_leaf_calls(model, [image])
         self._operations = nn.ModuleList()
         self._steps: list[tuple[list[int], int]] = []
         names = {id(image): 0}
@@ -46,7 +46,7 @@ class TorchDeepLab(nn.Module):
                 names[id(given)] = taken[0]
                 continue
             names[id(given)] = len(self._steps) + 1
-            self._operations.append(_operation(call))
+            self._operations.append(_translate(call))
             self._steps.append((taken, names[id(given)]))
         self._output = names[id(output)]
         last: dict[int, int] = {}
@@ -58,7 +58,7 @@ class TorchDeepLab(nn.Module):
         ]
 
     def forward(self, images):
-        """Returns logits."""
+        """Returns logits; see the class for shapes."""
         values = {0: images}
         steps = zip(self._steps, self._operations, self._spent, strict=True)
         for (taken, given), operation, spent in steps:
@@ -68,7 +68,7 @@ class TorchDeepLab(nn.Module):
         return values[self._output]
 
 
-def _leaf_calls(model: keras.Model, inputs: list) -> tuple[list[Call], list]:
+def _trace_leaf_calls(model: keras.Model, inputs: list) -> tuple[list[Call], list]:
     """Returns the calls of all layers, including nested models, and the outputs.
 
     Calls of None alias tensors across the boundary of a nested model.
@@ -78,19 +78,22 @@ def _leaf_calls(model: keras.Model, inputs: list) -> tuple[list[Call], list]:
     for call in calls:
         if isinstance(call.layer, keras.Model):
             inner_inputs = [keras.Input(batch_shape=x.shape) for x in call.inputs]
-            inner, inner_outputs = _leaf_calls(call.layer, inner_inputs)
-            leaves += [*_alias(call.inputs, inner_inputs), *inner]
-            leaves += _alias(inner_outputs, call.outputs)
+            inner, inner_outputs = _trace_leaf_calls(call.layer, inner_inputs)
+            leaves += [*_make_alias_calls(call.inputs, inner_inputs), *inner]
+            leaves += _make_alias_calls(inner_outputs, call.outputs)
         else:
             leaves.append(call)
     return leaves, outputs
 
 
-def _alias(tensors: list, names: list) -> list[Call]:
+def _make_alias_calls(tensors: list, names: list) -> list[Call]:
+    """Returns calls without a layer, which give tensors a second name."""
     return [Call(None, [x], [y]) for x, y in zip(tensors, names, strict=True)]
 
 
 class _Lambda(nn.Module):
+    """A module that calls a function."""
+
     def __init__(self, function: Callable):
         super().__init__()
         self._function = function
@@ -100,6 +103,8 @@ class _Lambda(nn.Module):
 
 
 class _Rescaling(nn.Module):
+    """Scales pixels as the first layer of our models does."""
+
     def __init__(self, layer: PixelScaling):
         super().__init__()
         self._scale = layer.scale
@@ -110,7 +115,8 @@ class _Rescaling(nn.Module):
         return x * self._scale + self._offset
 
 
-def _operation(call: Call) -> nn.Module:
+def _translate(call: Call) -> nn.Module:
+    """Returns the PyTorch module of a layer call; ValueError for other layers."""
     for kind, translate in _TRANSLATIONS:
         if isinstance(call.layer, kind):
             return translate(call)
@@ -118,40 +124,40 @@ def _operation(call: Call) -> nn.Module:
     raise ValueError(f"no PyTorch module for {call.layer.name}, a {kind}")
 
 
-def _activation(call: Call) -> nn.Module:
+def _translate_activation(call: Call) -> nn.Module:
     name = call.layer.get_config()["activation"]
     return {"relu": nn.ReLU, "relu6": nn.ReLU6}[name]()
 
 
-def _zero_padding(call: Call) -> nn.Module:
+def _translate_zero_padding(call: Call) -> nn.Module:
     (top, bottom), (left, right) = call.layer.padding
     return nn.ZeroPad2d((left, right, top, bottom))
 
 
-def _max_pooling(call: Call) -> nn.Module:
+def _translate_max_pooling(call: Call) -> nn.Module:
     layer = call.layer
     pool = nn.MaxPool2d(layer.pool_size, layer.strides)
     size = call.inputs[0].shape[1:3]
-    margins = _margins(size, layer.pool_size, layer.strides, (1, 1))
+    margins = _compute_same_padding(size, layer.pool_size, layer.strides, (1, 1))
     if layer.padding == "valid" or not any(margins):
         return pool
     return nn.Sequential(nn.ConstantPad2d(margins, -torch.inf), pool)
 
 
-def _resize(call: Call) -> nn.Module:
+def _translate_resize(call: Call) -> nn.Module:
     size = tuple(call.outputs[0].shape[1:3])
     options = {"size": size, "mode": "bilinear", "align_corners": True}
     return _Lambda(lambda x, like: functional.interpolate(x, **options))
 
 
-def _window_mean(call: Call) -> nn.Module:
+def _translate_window_mean(call: Call) -> nn.Module:
     layer = call.layer
     if layer.crop_size is None:
         return nn.AdaptiveAvgPool2d(1)
     return nn.AvgPool2d(layer.window(call.inputs[0].shape[1:3]), layer.strides)
 
 
-def _margins(size, kernel, strides, rates) -> tuple[int, int, int, int]:
+def _compute_same_padding(size, kernel, strides, rates) -> tuple[int, int, int, int]:
     """Returns SAME padding in PyTorch's order: left, right, top, bottom."""
     sides = []
     for n, k, stride, rate in zip(size, kernel, strides, rates, strict=True):
@@ -162,12 +168,17 @@ def _margins(size, kernel, strides, rates) -> tuple[int, int, int, int]:
     return left, right, top, bottom
 
 
-def _convolution(call: Call) -> nn.Module:
-    """Returns a convolution, preceded by a padding layer if it is asymmetric."""
+def _translate_convolution(call: Call) -> nn.Module:
+    """Returns a convolution with the same weights.
+
+    A padding layer comes first if the padding is asymmetric.
+    """
     layer, margins = call.layer, (0, 0, 0, 0)
     if layer.padding == "same":
         size = call.inputs[0].shape[1:3]
-        margins = _margins(size, layer.kernel_size, layer.strides, layer.dilation_rate)
+        margins = _compute_same_padding(
+            size, layer.kernel_size, layer.strides, layer.dilation_rate
+        )
     left, right, top, bottom = margins
     is_even = left == right and top == bottom
     is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
@@ -194,7 +205,8 @@ def _convolution(call: Call) -> nn.Module:
     return nn.Sequential(nn.ZeroPad2d(margins), convolution)
 
 
-def _batch_norm(call: Call) -> nn.Module:
+def _translate_batch_norm(call: Call) -> nn.Module:
+    """Returns a batch normalisation with the same statistics and weights."""
     layer = call.layer
     norm = nn.BatchNorm2d(
         layer.gamma.shape[0], eps=layer.epsilon, momentum=1.0 - layer.momentum
@@ -212,15 +224,15 @@ def _batch_norm(call: Call) -> nn.Module:
 
 
 _TRANSLATIONS: tuple[tuple[type, Callable[[Call], nn.Module]], ...] = (
-    (layers.DepthwiseConv2D | layers.Conv2D, _convolution),
-    (layers.BatchNormalization, _batch_norm),
-    (layers.Activation, _activation),
+    (layers.DepthwiseConv2D | layers.Conv2D, _translate_convolution),
+    (layers.BatchNormalization, _translate_batch_norm),
+    (layers.Activation, _translate_activation),
     (layers.Add, lambda call: _Lambda(lambda *x: functools.reduce(torch.add, x))),
     (layers.Concatenate, lambda call: _Lambda(lambda *x: torch.cat(x, 1))),
-    (layers.ZeroPadding2D, _zero_padding),
-    (layers.MaxPooling2D, _max_pooling),
-    (ResizeLike, _resize),
-    (WindowMean, _window_mean),
+    (layers.ZeroPadding2D, _translate_zero_padding),
+    (layers.MaxPooling2D, _translate_max_pooling),
+    (ResizeLike, _translate_resize),
+    (WindowMean, _translate_window_mean),
     (PixelScaling, lambda call: _Rescaling(call.layer)),
     (layers.Dropout, lambda call: nn.Dropout(call.layer.rate)),
     (layers.Identity | layers.InputLayer, lambda call: nn.Identity()),

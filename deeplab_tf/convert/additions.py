@@ -14,7 +14,9 @@ from deeplab_tf.files.file_kinds import is_remote
 _REMEDY = "use another --output_dir or --split, or add --overwrite to replace the split"
 
 
-def find_earlier(folder: str, manifest: Manifest, split: str) -> dict[str, Member]:
+def find_earlier_records(
+    folder: str, manifest: Manifest, split: str
+) -> dict[str, Member]:
     """Returns the published records of a split, by name.
 
     Raises:
@@ -30,7 +32,7 @@ def find_earlier(folder: str, manifest: Manifest, split: str) -> dict[str, Membe
     return manifest.members(split)
 
 
-def select_kept(
+def select_kept_records(
     folder: str, split: str, earlier: Mapping[str, Member], new: Sequence[Member]
 ) -> list[Member]:
     """Returns the earlier records whose names are not among the new ones.
@@ -58,10 +60,15 @@ def select_kept(
     return kept
 
 
-def require_same(folder: str, split: str, old: Member | None, new: Member) -> None:
-    """Refuses to replace a record by another one of the same name from other files.
+def require_same_sources(
+    folder: str, split: str, old: Member | None, new: Member
+) -> None:
+    """Refuses to replace a record by a different one with the same name.
 
-    Files that were changed since may have other content.
+    Content may differ only if the paths of image and label are the same.
+
+    Raises:
+        UserError: if content and paths differ.
     """
     if old is None or old.files == new.files or old.digest == new.digest:
         return
@@ -74,7 +81,7 @@ def require_same(folder: str, split: str, old: Member | None, new: Member) -> No
     )
 
 
-def earlier_splits(folder: str) -> dict[str, str]:
+def find_earlier_splits(folder: str) -> dict[str, str]:
     """Returns the split of every image with records in a folder, by name."""
     if not tf.io.gfile.isdir(folder):
         return {}

@@ -13,8 +13,8 @@ from deeplab_tf.images import mask_files
 _SPLITS = {"train": "training", "val": "validation"}
 
 
-def _read_shifted(path: epath.Path) -> np.ndarray:
-    """Returns the label with classes that start at 0, and with 255 instead of 0."""
+def _read_shifted_label(path: epath.Path) -> np.ndarray:
+    """Reads a label and subtracts 1, so that 0, which is ignored, becomes 255."""
     label = mask_files.read_index_label(path)
     if label.max() > 150:
         raise UserError(
@@ -27,7 +27,7 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
 # Dataset and label reader by number of classes.
 _FORMS = {
     151: ("ade20k", mask_files.read_index_label),
-    150: ("ade20k_150", _read_shifted),
+    150: ("ade20k_150", _read_shifted_label),
 }
 
 

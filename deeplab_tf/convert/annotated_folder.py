@@ -92,7 +92,7 @@ class _Index:
 
     def _split(self, path: str) -> _Parts:
         """Returns the parts of a path, in one letter case and Unicode form."""
-        *folders, file = layout.fold(path).split("/")
+        *folders, file = layout.fold_name(path).split("/")
         left_out = ("", ".", "..", *(_YOLO_FOLDERS if self.is_stem else ()))
         stem = os.path.splitext(file)[0] if self.is_stem else file
         return (*(part for part in folders if part not in left_out), stem)
@@ -174,7 +174,7 @@ class Source(NamedTuple):
         root = epath.Path(self.image_dir)
         missing = {path: root / path for path in paths if path not in found}
         reason = f"the annotations ({self.annotations.format}) have no entry"
-        kept = layout.report_missing(missing, self.missing_mask, reason)
+        kept = layout.handle_missing_masks(missing, self.missing_mask, reason)
         found |= {path: AnnotatedImage(path, "", []) for path in kept}
         return {path: found[path] for path in sorted(found)}
 

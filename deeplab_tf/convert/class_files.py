@@ -12,7 +12,7 @@ from deeplab_tf.convert.class_rows import (
     Row,
     Table,
     build_table,
-    to_word,
+    normalize_title,
 )
 from deeplab_tf.convert.class_text import (
     is_name,
@@ -80,6 +80,7 @@ def _is_yaml(lines: Sequence[str], first: str) -> bool:
 
 
 def _read_tree(tree: Any, source: str) -> list[Row]:
+    """Reads the rows of parsed YAML or JSON, and their colours if listed apart."""
     if not isinstance(tree, dict):
         return _read_list(tree, source)
     by_key = {key.lower(): value for key, value in tree.items()}
@@ -90,7 +91,7 @@ def _read_tree(tree: Any, source: str) -> list[Row]:
     }
     if not found:
         return _read_map(tree, source)
-    rows = _require_same(found, source)
+    rows = _require_same_classes(found, source)
     for count in _COUNT_KEYS:
         if count in by_key and _to_int(by_key[count]) != len(rows):
             raise UserError(
@@ -102,7 +103,8 @@ def _read_tree(tree: Any, source: str) -> list[Row]:
     return rows
 
 
-def _require_same(found: Mapping[str, list[Row]], source: str) -> list[Row]:
+def _require_same_classes(found: Mapping[str, list[Row]], source: str) -> list[Row]:
+    """Returns the rows under the first key; those of other keys must be equal."""
     (key, rows), *others = found.items()
     for other, other_rows in others:
         if _strip_locations(other_rows) != _strip_locations(rows):
@@ -111,6 +113,7 @@ def _require_same(found: Mapping[str, list[Row]], source: str) -> list[Row]:
 
 
 def _add_colors(rows: Sequence[Row], colors: Any, where: str) -> list[Row]:
+    """Returns the rows with a list of colours, one per row."""
     has_columns = any(row.id is not None or row.color for row in rows)
     if not isinstance(colors, list) or len(colors) != len(rows) or has_columns:
         raise UserError(
@@ -140,6 +143,7 @@ def _read_list(tree: Any, where: str) -> list[Row]:
 
 
 def _read_item(item: Any, where: str) -> Row:
+    """Reads an item of a list: a name, or a map of fields."""
     if isinstance(item, dict):
         row = _read_fields(item, where)
         if not row.name:
@@ -160,6 +164,7 @@ def _read_map(tree: Mapping[str, Any], where: str) -> list[Row]:
 
 
 def _read_id_entry(key: str, value: Any, where: str) -> Row:
+    """Reads an entry of a map whose keys are ids."""
     row = _read_item(value, where)
     if row.id not in (None, _to_int(key)):
         raise UserError(f"{where} contains a different id, {row.id}")
@@ -167,6 +172,7 @@ def _read_id_entry(key: str, value: Any, where: str) -> Row:
 
 
 def _read_name_entry(key: str, value: Any, where: str) -> Row:
+    """Reads `name: id`, `name: colour` or `name: {fields}`."""
     name = _to_name(key, where)
     if isinstance(value, dict):
         row = _read_fields(value, where)
@@ -180,7 +186,8 @@ def _read_name_entry(key: str, value: Any, where: str) -> Row:
 
 
 def _read_fields(item: Mapping[str, Any], where: str) -> Row:
-    values = {to_word(key): value for key, value in item.items()}
+    """Reads name, id and colour of a map; the name may be missing."""
+    values = {normalize_title(key): value for key, value in item.items()}
     found = {}
     for field, keys in (FIELD_WORDS | {"id": FIELD_WORDS["id"] + _ID_KEYS}).items():
         given = [key for key in keys if key in values]

@@ -99,7 +99,7 @@ class ClassList(NamedTuple):
         )
 
     def recipe(self) -> str:
-        """Returns a string of everything that labels depend on."""
+        """Returns the settings that labels depend on, as text to detect changes."""
         values = sorted(self.value_ids().items())
         return repr((values, sorted(self.color_ids().items()), self.nearest))
 
@@ -238,5 +238,6 @@ def _check_value_map(classes: ClassList) -> None:
 
 
 def _label_name(classes: ClassList, label: int) -> str:
+    """Returns the name of a class, or "ignored pixels"."""
     is_class = label < classes.info.num_classes
     return classes.info.class_names[label] if is_class else "ignored pixels"

@@ -47,8 +47,8 @@ class Table(NamedTuple):
     ignore_colors: tuple[Color, ...] = ()
 
 
-def to_word(text: str) -> str:
-    """Returns a key or column title as in `FIELD_WORDS`."""
+def normalize_title(text: str) -> str:
+    """Returns a key or column title in lower case, with underscores for spaces."""
     return re.sub(r"[\s-]+", "_", text.lower())
 
 
@@ -88,6 +88,7 @@ def build_table(rows: Sequence[Row], source: str) -> Table:
 
 
 def _require_all_or_none(rows: Sequence[Row], field: str, noun: str) -> None:
+    """Raises `UserError` if some rows have a field and others do not."""
     given = [row for row in rows if getattr(row, field) is not None]
     missing = [row for row in rows if getattr(row, field) is None]
     if given and missing:
@@ -98,6 +99,7 @@ def _require_all_or_none(rows: Sequence[Row], field: str, noun: str) -> None:
 
 
 def _check_ids(rows: Sequence[Row]) -> None:
+    """Raises `UserError` for ids out of range, repeated, or of a void class."""
     for before, row in zip([None, *rows], rows, strict=False):
         assert row.id is not None
         if not 0 <= row.id <= MAX_VALUE:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from deeplab_tf.convert.class_rows import FIELD_WORDS, Row, to_word
+from deeplab_tf.convert.class_rows import FIELD_WORDS, Row, normalize_title
 from deeplab_tf.convert.value_map import Color, is_hex, parse_hex
 from deeplab_tf.errors import UserError
 
@@ -72,7 +72,7 @@ def parse_text(lines: Sequence[str], source: str) -> list[Row]:
     has_hex = any(map(_starts_with_color, lines))
     kept = [
         (f"line {number} of {source}", line.strip(" "))
-        for number, line in enumerate(_drop_parts(lines), 1)
+        for number, line in enumerate(_drop_cvat_columns(lines), 1)
         if line.strip() and not _is_comment(line, has_hex)
     ]
     parsed = [_split_columns(where, text) for where, text in kept]
@@ -90,8 +90,8 @@ def parse_text(lines: Sequence[str], source: str) -> list[Row]:
     columns, _ = usual
     if columns not in _LAYOUTS:
         raise UserError(f"{_describe_unknown(parsed[0], columns)}; {_HELP}")
-    _check_single_header(parsed[0])
-    _check_single_line(parsed)
+    _refuse_likely_header(parsed[0])
+    _refuse_likely_list(parsed)
     letters = columns.replace("iii", "rgb")
     roles = [_MEANINGS.get(letter, letter) for letter in letters]
     return [_read_row(line, roles) for line in parsed]
@@ -100,14 +100,15 @@ def parse_text(lines: Sequence[str], source: str) -> list[Row]:
 def _require_same_form(
     lines: Sequence[_Line], kinds: Sequence[object], usual: object
 ) -> None:
+    """Raises `UserError` for the first line whose columns have unusual kinds."""
     for line, kind in zip(lines, kinds, strict=True):
         if kind != usual:
             other = lines[kinds.index(usual)]
             raise UserError(f"{line}, is not written like {other}; {_HELP}")
 
 
-def _drop_parts(lines: Sequence[str]) -> Sequence[str]:
-    """Removes the columns parts and actions of CVAT's labelmap.txt."""
+def _drop_cvat_columns(lines: Sequence[str]) -> Sequence[str]:
+    """Removes the columns "parts" and "actions" of CVAT's labelmap.txt."""
     is_labelmap = any(line.lstrip("# ").lower().startswith(_LABELMAP) for line in lines)
     if not is_labelmap:
         return lines
@@ -160,6 +161,7 @@ def _quote(text: str) -> str:
 
 
 def _describe(where: str, text: str) -> str:
+    """Returns location and quoted text of a line."""
     return f"{where}, {_quote(text)}"
 
 
@@ -219,7 +221,9 @@ def _read_header(lines: Sequence[_Line]) -> tuple[str, ...] | None:
     """Returns the meaning of the columns if the first line names them."""
     if len(lines) < 2 or len(lines[0].columns) < 2:
         return None
-    roles = tuple(_ROLES.get(to_word(column), "") for column in lines[0].columns)
+    roles = tuple(
+        _ROLES.get(normalize_title(column), "") for column in lines[0].columns
+    )
     if "" in roles or "name" not in roles:
         return None
     color_columns = sum(role in "rgb" for role in roles)
@@ -231,9 +235,9 @@ def _read_header(lines: Sequence[_Line]) -> tuple[str, ...] | None:
     return roles
 
 
-def _check_single_header(line: _Line) -> None:
-    """Refuses a first class that may be the header of the names."""
-    is_word = to_word(line.columns[0]) in _ROLES
+def _refuse_likely_header(line: _Line) -> None:
+    """Refuses a first line of one column that is probably a header, not a class."""
+    is_word = normalize_title(line.columns[0]) in _ROLES
     if len(line.columns) == 1 and is_word and not line.quoted:
         raise UserError(
             f"{line}, looks like a header; remove it, or put it in quotes if it is a "
@@ -241,8 +245,8 @@ def _check_single_header(line: _Line) -> None:
         )
 
 
-def _check_single_line(lines: Sequence[_Line]) -> None:
-    """Refuses several words that may be a list of classes on one line."""
+def _refuse_likely_list(lines: Sequence[_Line]) -> None:
+    """Refuses a single line that is probably a list of classes, not one name."""
     line = lines[0]
     is_list = re.fullmatch(r"\w+( \w+)+", " ".join(line.columns))
     if len(lines) == len(line.columns) == 1 and is_list and not line.quoted:
@@ -253,6 +257,7 @@ def _check_single_line(lines: Sequence[_Line]) -> None:
 
 
 def _read_row(line: _Line, roles: Sequence[str]) -> Row:
+    """Reads a line whose columns have these roles: id, name, colour, r, g, b."""
     if line.is_words and len(line.columns) != len(roles):
         line = _join_name(line)
     if len(line.columns) != len(roles):
@@ -315,6 +320,7 @@ def _check_name(line: _Line, name: str, is_quoted: bool) -> None:
 
 
 def _describe_unknown(line: _Line, kind: str) -> str:
+    """Returns why the columns of a line, of these kinds, are not understood."""
     if "n" not in kind:
         found = "a colour" if kind in ("iii", "c") else "numbers"
         return f"{line}, has {found} but no name"

@@ -46,10 +46,13 @@ def parse_yaml(lines: Sequence[str], source: str, keys: Collection[str]) -> Any:
 
 
 class _Reader:
+    """Converts YAML nodes to lists, dictionaries and strings; refuses the rest."""
+
     def __init__(self, text: str, source: str):
         self._text, self._source = text, source
 
     def error(self, mark: yaml.Mark) -> UserError:
+        """Returns an error that names the line."""
         before, after = self._text[: mark.index], self._text[mark.index :]
         line = before.rpartition("\n")[2] + after.partition("\n")[0]
         return UserError(
@@ -59,6 +62,7 @@ class _Reader:
         )
 
     def read(self, node: yaml.Node) -> Any:
+        """Converts a node to a list, dictionary or string; refuses other YAML."""
         start, end = node.start_mark, node.end_mark
         if self._text[start.index : start.index + 1] in tuple("&!|>"):
             raise self.error(start)
@@ -72,6 +76,7 @@ class _Reader:
         return Plain(node.value) if node.style is None else node.value
 
     def _read_map(self, node: yaml.MappingNode) -> dict[str, Any]:
+        """Converts a map with distinct string keys to a dictionary."""
         values: dict[str, Any] = {}
         for key_node, value in node.value:
             key = self.read(key_node)

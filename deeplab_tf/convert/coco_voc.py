@@ -69,7 +69,7 @@ class _Scene(NamedTuple):
         return int(masks.area(everything)) - int(masks.area(crowds))
 
     def draw(self) -> np.ndarray:
-        """Returns the label, uint8 `[height, width]`."""
+        """Returns the label map, uint8 `[height, width]`."""
         label = np.zeros((self.height, self.width), np.uint8)
         for item in self.objects:
             label[_import_masks().decode(item.runs) == 1] = item.class_id
@@ -119,6 +119,7 @@ def _map_categories(path: epath.Path, categories: list[dict]) -> dict[int, int]:
 
 
 def _compress_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
+    """Compresses run lengths, or copies compressed ones, after checking them."""
     counts, size = outline["counts"], [height, width]
     counts = (
         run_lengths.decompress_counts(counts)
@@ -136,6 +137,7 @@ def _compress_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
 
 
 def _compress_polygons(outline: list, height: int, width: int) -> dict[str, Any]:
+    """Converts polygons to compressed run lengths, after checking them."""
     polygons = [np.array(polygon, np.float64) for polygon in outline]
     if any(polygon.ndim != 1 or polygon.size % 2 for polygon in polygons):
         raise ValueError("its polygons are not lists of x, y, x, y, ...")

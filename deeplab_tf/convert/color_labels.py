@@ -39,7 +39,7 @@ class Masks:
 
     def __init__(self, classes: ClassList, paths: Sequence[epath.Path]):
         self.classes = classes
-        self.snapped = nearest.Summary()
+        self.snapped = nearest.Snapper()
         self._values = mask_values.AllValues(paths)
         self._lock = threading.Lock()
         self._readings: dict[str, epath.Path] = {}
@@ -65,20 +65,22 @@ class Masks:
             return large.label(self._read_mask(path, large.values))
 
     def _read_mask(self, path: epath.Path, mask: Mask) -> np.ndarray:
+        """Reads a mask, after refusing lossy formats without `--nearest`."""
         if mask.lossy and not self.classes.nearest:
             raise UnclearError(
                 f"{path} is {mask.lossy}, which changes values and colours; save "
-                f"masks as PNG, or add --nearest{self._nearest_hint(path, mask)}"
+                f"masks as PNG, or add --nearest{self._suggest_flags(path, mask)}"
             )
         label = self._interpret(path, mask)
         self._check_clear(path, mask, label)
         return label
 
-    def _nearest_hint(self, path: epath.Path, mask: Mask) -> str:
+    def _suggest_flags(self, path: epath.Path, mask: Mask) -> str:
+        """Returns the flags that `--nearest` needs as well, "" if none."""
         if self.classes.color_ids() or self.classes.declared_values():
             return ""
         counts = mask_values.count_values(mask)
-        hint = mask_values.suggest(counts, self.classes) if counts else ""
+        hint = mask_values.suggest_flag(counts, self.classes) if counts else ""
         _, nearest_flag, flags = hint.partition("--nearest")
         return flags if nearest_flag else " and the values of the classes, --value_map"
 
@@ -90,8 +92,8 @@ class Masks:
         is_hidden = mask.is_clear & (label != 0) & (label != info.ignore_label)
         if is_hidden.any():
             raise UnclearError(
-                f"{path} has {mask.count(is_hidden):,} transparent pixels in the "
-                f"colour of {info.class_names[label[is_hidden][0]]}; remove the "
+                f"{path} has {mask.count_pixels(is_hidden):,} transparent pixels in "
+                f"the colour of {info.class_names[label[is_hidden][0]]}; remove the "
                 "transparency, or paint them as background"
             )
 
@@ -99,7 +101,7 @@ class Masks:
         """Reads a mask as colours, as a palette or as values, whichever it has."""
         if mask.pixels.ndim == 3:
             grey = mask_values.to_one_channel(mask)
-            colors = self._colors()
+            colors = self._map_colors()
             if self.classes.color_ids() or (grey is None and self.classes.nearest):
                 self._check_grey_colors(path, grey, colors)
                 return self._read_colors(path, mask, colors)
@@ -120,7 +122,7 @@ class Masks:
         self, path: epath.Path, grey: Mask | None, colors: Mapping[Color, int]
     ) -> None:
         """Raises `UnclearError` if grey colours may be class ids in three channels."""
-        if grey is None or not self._values.are_grey():
+        if grey is None or not self._values.is_grey():
             return
         ids = self.classes.value_ids()
         values = mask_values.count_values(grey).keys()
@@ -137,11 +139,11 @@ class Masks:
                 "remove the ids and colours from --classes"
             )
 
-    def _colors(self) -> dict[Color, int]:
+    def _map_colors(self) -> dict[Color, int]:
         """Returns the label of each colour, and of each declared grey value."""
         colors = self.classes.color_ids()
         if self.classes.nearest and not colors:
-            values = nearest.value_targets(self.classes, 255)
+            values = nearest.find_value_targets(self.classes, 255)
         elif colors:
             # The class file's values are those of masks of one channel.
             values = self.classes._replace(file_values=None).declared_values()
@@ -156,6 +158,7 @@ class Masks:
         mask: Mask,
         ids: Mapping[Color, int],
     ) -> np.ndarray:
+        """Labels colours, exactly or, with `--nearest`, by the nearest colour."""
         if self.classes.nearest:
             nearest.require_all_classes(self.classes, ids)
             return self.snapped.snap(path, mask, ids)
@@ -166,7 +169,7 @@ class Masks:
             table[red << 16 | green << 8 | blue] = label + 1
         labels = lookup.look_up(table, keys)
         if not labels.all():
-            what = mask_values.describe_colors(path, mask, keys, labels == 0)
+            what = mask_values.describe_unknown_color(path, mask, keys, labels == 0)
             raise UnclearError(what)
         return (labels - 1).astype(np.uint8)
 
@@ -175,7 +178,7 @@ class Masks:
     ) -> np.ndarray | None:
         """Reads a palette as colours if all of them are known; else returns None."""
         assert mask.palette is not None
-        ids, declared = self._colors(), self.classes.declared_values()
+        ids, declared = self._map_colors(), self.classes.declared_values()
         used = list(counts)
         colors = {
             i: tuple(mask.palette[i].tolist()) for i in used if i < len(mask.palette)
@@ -216,10 +219,11 @@ class Masks:
     def _snap_values(
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
     ) -> np.ndarray:
+        """Labels values by the nearest declared one."""
         nearest.require_one_meaning(self.classes)
-        targets = nearest.value_targets(self.classes, mask.white)
+        targets = nearest.find_value_targets(self.classes, mask.white)
         nearest.require_all_classes(self.classes, targets)
-        by_id, _ = self._tables(mask)
+        by_id, _ = self._map_values(mask)
         differs = any(by_id.get(v) != targets.get(v) for v in counts)
         is_sure = self._is_black_and_white(mask.white) or not differs
         if not is_sure and self._are_ids(by_id.keys(), mask):
@@ -234,14 +238,14 @@ class Masks:
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
     ) -> Mapping[int, int]:
         """Returns the labels of values, read as class ids or as grey colours."""
-        by_id, by_color = self._tables(mask)
+        by_id, by_color = self._map_values(mask)
         values = counts.keys()
         fits_id = values <= by_id.keys()
         fits_color = values <= by_color.keys()
         if not (fits_id or fits_color):
             raise UnclearError(self._describe_values(path, mask, counts))
         if fits_id and fits_color and any(by_id[v] != by_color[v] for v in values):
-            fits_id, fits_color = self._decide(path, mask, by_id, by_color)
+            fits_id, fits_color = self._choose_reading(path, mask, by_id, by_color)
         if fits_id != fits_color:
             self._require_same_reading(path, "class ids" if fits_id else "grey colours")
         table = by_id if fits_id else by_color
@@ -249,15 +253,15 @@ class Masks:
             self._check_black_and_white(path, mask, values)
         return table
 
-    def _tables(self, mask: Mask) -> tuple[Mapping[int, int], Mapping[int, int]]:
-        """Returns the labels of values read as class ids, and as grey colours."""
+    def _map_values(self, mask: Mask) -> tuple[Mapping[int, int], Mapping[int, int]]:
+        """Returns two tables of labels by value: as class ids and as grey colours."""
         declared = self.classes.declared_values()
         ids = {v: i for v, i in self.classes.value_ids().items() if v not in declared}
         if mask.white < 255:
             # Users may have declared the values that viewers display.
             shown = _scale_levels(declared, mask.white)
             is_shown = {0, 255} <= declared.keys()
-            is_shown &= self._values.fit(declared.keys(), 255)
+            is_shown &= self._values.has_only(declared.keys(), 255)
             known = declared if is_shown else ids | declared
             both = {v for v in shown.keys() & known if shown[v] != known[v]}
             declared = {v: i for v, i in (shown | declared).items() if v not in both}
@@ -268,16 +272,19 @@ class Masks:
         by_color = _scale_levels(self.classes.grey_ids(), mask.white)
         return by_id, (by_color | declared if by_color else {})
 
-    def _decide(
+    def _choose_reading(
         self,
         path: epath.Path,
         mask: Mask,
         by_id: Mapping[int, int],
         by_color: Mapping[int, int],
     ) -> tuple[bool, bool]:
-        """Decides between two readings by the values of all masks."""
-        fits_id = self._values.fit(by_id.keys(), mask.white)
-        fits_color = self._values.fit(by_color.keys(), mask.white)
+        """Returns whether values are class ids, and whether they are grey colours.
+
+        Decides by the values of all masks; exactly one is true.
+        """
+        fits_id = self._values.has_only(by_id.keys(), mask.white)
+        fits_color = self._values.has_only(by_color.keys(), mask.white)
         if fits_id != fits_color:
             return fits_id, fits_color
         if fits_id and self._is_black_and_white(mask.white) and 255 in by_color:
@@ -331,7 +338,7 @@ class Masks:
             shifts = range(-_MAX_NOISE, _MAX_NOISE + 1)
             ids = ids - {self.classes.info.ignore_label}
             ids = {value + shift for value in ids for shift in shifts}
-        return self._values.fit(ids, mask.white)
+        return self._values.has_only(ids, mask.white)
 
     def _is_black_and_white(self, white: int) -> bool:
         """Returns whether all masks are 0 and 255, and 255 is ignored by default."""
@@ -339,14 +346,15 @@ class Masks:
             not self.classes.ignores_explicitly
             and self.classes.info.ignore_label == 255
             and 255 not in self.classes.declared_values()
-            and self._values.fit({0, 255}, white)
-            and not self._values.fit({0}, white)
+            and self._values.has_only({0, 255}, white)
+            and not self._values.has_only({0}, white)
         )
 
     def _describe_values(
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
     ) -> str:
-        by_id, by_color = self._tables(mask)
+        """Returns the error for unknown values, with a suggestion."""
+        by_id, by_color = self._map_values(mask)
         unknown = sorted(v for v in counts if v not in by_id and v not in by_color)
         total = self._values.count()
         if not unknown:
@@ -359,7 +367,7 @@ class Masks:
         return (
             f"{path} contains {what}; valid labels are "
             f"{self.classes.describe_values()}; {self._values.describe(total)}; "
-            f"{mask_values.suggest(total, self.classes)}"
+            f"{mask_values.suggest_flag(total, self.classes)}"
         )
 
 

@@ -259,10 +259,10 @@ def convert(
             shards += split_into_shards(split, items, num_shards)
         items = [item for shard in shards for item in shard.items]
         is_large = any(item.sample and item.sample.is_large for item in items)
-        done = conversion.finish(shards, 1 if is_large else os.cpu_count() or 1)
-        done = conversion.drop_empty(done)
+        done = conversion.write_shards(shards, 1 if is_large else os.cpu_count() or 1)
+        done = conversion.drop_empty_shards(done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
-        conversion.undo(splits)
+        conversion.remove_unpublished(splits)
         raise
     info = _add_contents(info, output_dir, done)
     conversion.publish([shard for shard, _ in done], info)

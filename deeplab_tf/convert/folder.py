@@ -26,6 +26,7 @@ ALL_INTO_TRAIN = Splitting()
 def _make_background(
     classes: ClassList, apply_exif: bool, image: epath.Path
 ) -> np.ndarray:
+    """Returns a label map of the size of an image, all background."""
     class_id = background_id(classes, "--missing_mask=background needs")
     return np.full(strips.read_size(image, apply_exif), class_id, np.uint8)
 
@@ -61,6 +62,7 @@ def _find_samples(
 
 
 def _report_snapped(masks: color_labels.Masks) -> None:
+    """Prints how many pixels `--nearest` changed, if any."""
     if masks.classes.nearest:
         print(masks.snapped)
 
@@ -109,7 +111,7 @@ def convert_samples(
             )
     earlier = {}
     if division.val_share and run.adds:
-        earlier = additions.earlier_splits(output_dir)
+        earlier = additions.find_earlier_splits(output_dir)
     read = functools.partial(
         _read_classes, by_name, classes.info.ignore_label, run.skip_broken
     )

@@ -31,6 +31,7 @@ class _Kind(NamedTuple):
 
     @property
     def affix_flags(self) -> str:
+        """The given flags of prefix and suffix, for error messages."""
         flags = {"prefix": self.prefix, "suffix": self.suffix}
         return " ".join(f"--{self.noun}_{k}={v}" for k, v in flags.items() if v)
 
@@ -166,7 +167,7 @@ def find_class_masks(
         raise UserError("--mask_pattern replaces --label_prefix and --label_suffix")
     images = _Kind("image", layout.image_dir, layout.image_prefix, layout.image_suffix)
     shape = MaskPattern(layout.mask_pattern, (), class_names)
-    paths, mask_paths = _list_files(layout, skipped_folder, shape.has_shape)
+    paths, mask_paths = _list_files(layout, skipped_folder, shape.is_possible_mask)
     entries = images.find_entries(paths)
     _require_images(entries, layout)
     pattern = MaskPattern(layout.mask_pattern, sorted(entries.files), class_names)
@@ -233,11 +234,11 @@ def _join(
 ) -> dict[str, tuple[epath.Path, _Mask | None]]:
     """Returns image and mask by name, and applies `missing_mask` to the rest.
 
-    `reason` is as in `report_missing`.
+    `reason` is as in `handle_missing_masks`.
     """
     names = sorted(images)
     missing = {name: images[name] for name in names if name not in masks}
-    kept = report_missing(missing, layout.missing_mask, reason)
+    kept = handle_missing_masks(missing, layout.missing_mask, reason)
     return {n: (images[n], masks.get(n)) for n in names if n in masks or n in kept}
 
 
@@ -251,10 +252,10 @@ def _suggest_annotations(folder: str) -> str:
     return ""
 
 
-def report_missing(
+def handle_missing_masks(
     images: Mapping[str, epath.Path], missing_mask: str, reason: str
 ) -> Mapping[str, epath.Path]:
-    """Returns the images without a mask that are kept, and reports them.
+    """Returns the images without a mask to label as background, and reports them.
 
     Args:
         images: The images without a mask, by name.
@@ -303,7 +304,7 @@ def _match_names(
     by_folded_name: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
     for side, names in enumerate((images, labels)):
         for name in names:
-            by_folded_name[fold(name)][side].append(name)
+            by_folded_name[fold_name(name)][side].append(name)
     different = {}
     for image_names, label_names in by_folded_name.values():
         rest = [name for name in image_names if name not in found]
@@ -325,6 +326,6 @@ def _match_names(
     return found | different
 
 
-def fold(name: str) -> str:
+def fold_name(name: str) -> str:
     """Returns a name without differences in letter case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -150,25 +150,26 @@ class Manifest:
         for key in sorted(shards, key=lambda key: key.endswith(records.FINISHED)):
             name = key.removesuffix(records.FINISHED)
             for existing in (key, name):
-                if self._size(existing) == shards[key].size:
+                if self._get_file_size(existing) == shards[key].size:
                     self.shards[existing] = shards[key]
                     break
 
-    def _size(self, name: str) -> int | None:
+    def _get_file_size(self, name: str) -> int | None:
+        """Returns the size of a file in bytes, None if it does not exist."""
         path = os.path.join(self._folder, name)
         return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
 
     def add(self, key: str, members: Sequence[Member]) -> Shard:
         """Adds a finished shard, whose file exists, and writes the manifest."""
-        self.shards[key] = Shard(self._size(key) or 0, tuple(members))
+        self.shards[key] = Shard(self._get_file_size(key) or 0, tuple(members))
         self._write()
         return self.shards[key]
 
-    def skip(self, split: str, row: Skipped) -> None:
+    def add_skipped(self, split: str, row: Skipped) -> None:
         """Adds a skipped sample, which the next `add` writes."""
         self.skipped.setdefault(split, {})[row.name] = row
 
-    def keep(self, is_kept: Callable[[str], bool]) -> None:
+    def keep_only(self, is_kept: Callable[[str], bool]) -> None:
         """Drops the shards whose key is not kept; removes an empty manifest."""
         kept = {k: v for k, v in self.shards.items() if is_kept(k)}
         if len(kept) < len(self.shards):
@@ -194,6 +195,7 @@ class Manifest:
         }
 
     def _write(self) -> None:
+        """Writes the file atomically, or removes it if there are no shards."""
         if not self.shards:
             remove([self._path])
             return

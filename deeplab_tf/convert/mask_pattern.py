@@ -79,8 +79,8 @@ class MaskPattern:
             raise UserError(self._describe_unmatched(unmatched, len(paths)))
         return found
 
-    def has_shape(self, path: str) -> bool:
-        """Returns whether a path may be that of a mask, whatever its image."""
+    def is_possible_mask(self, path: str) -> bool:
+        """Returns whether a path may match the pattern, whatever the image's name."""
         path = _normalize(path)
         for left, right in self._halves:
             starts, stops = _find_ends(left, right, path)
@@ -89,6 +89,7 @@ class MaskPattern:
         return False
 
     def _find_matches(self, path: str) -> Iterator[tuple[str, int]]:
+        """Yields image name and class id of each way to match a path."""
         path = _normalize(path)
         for class_id, (left, right) in enumerate(self._halves):
             if _normalize(self._class_names[class_id]) not in path:
@@ -101,6 +102,7 @@ class MaskPattern:
                         yield name, class_id
 
     def _find_image(self, path: str, start: int, stop: int) -> str | None:
+        """Returns the image that a part of a path names or numbers; None without."""
         text = path[start:stop]
         if not self._is_numbered:
             return self._images.get(text)
@@ -112,6 +114,7 @@ class MaskPattern:
         return self._by_index.get(text.lstrip("0"))
 
     def _describe_unmatched(self, paths: Collection[str], total: int) -> str:
+        """Returns the error for masks that do not match, with the fields."""
         image = next(iter(self._images.values()), "")
         field = f"{_IMAGE} (the name of an image, such as {escape(image)})"
         if self._is_numbered:

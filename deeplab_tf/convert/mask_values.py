@@ -52,6 +52,8 @@ def _read_values(path: epath.Path) -> Mask:
 
 
 class _Values(NamedTuple):
+    """The white of a mask and its pixel counts by value."""
+
     white: int
     counts: Mapping[int, int]
 
@@ -65,7 +67,8 @@ class AllValues:
         self._read: dict[epath.Path, _Values] = {}
         self._fits: dict[tuple[frozenset[int], int], bool] = {}
 
-    def _values(self, path: epath.Path) -> _Values:
+    def _read_once(self, path: epath.Path) -> _Values:
+        """Returns the values of a mask, reading it at the first call."""
         if path not in self._read:
             try:
                 mask = _read_values(path)
@@ -74,28 +77,28 @@ class AllValues:
                 self._read[path] = _Values(0, {})
         return self._read[path]
 
-    def fit(self, known: Set[int], white: int) -> bool:
-        """Returns whether all masks with this value of white have only known values."""
+    def has_only(self, known: Set[int], white: int) -> bool:
+        """Returns whether all masks with this white have only known values."""
         key = frozenset(known), white
         with self._lock:
             if key not in self._fits:
                 self._fits[key] = all(
                     values.white != white or values.counts.keys() <= known
-                    for values in map(self._values, self._paths)
+                    for values in map(self._read_once, self._paths)
                 )
             return self._fits[key]
 
-    def are_grey(self) -> bool:
+    def is_grey(self) -> bool:
         """Returns whether all masks are grey."""
         with self._lock:
-            return all(self._values(path).counts for path in self._paths)
+            return all(self._read_once(path).counts for path in self._paths)
 
     def count(self) -> dict[int, int]:
         """Returns pixels by value, of the first masks if there are many."""
         counts: Counter[int] = Counter()
         with self._lock:
             for path in self._paths[:_MOST_DESCRIBED]:
-                counts.update(self._values(path).counts)
+                counts.update(self._read_once(path).counts)
         return dict(counts)
 
     def describe(self, counts: Mapping[int, int]) -> str:
@@ -116,7 +119,7 @@ def format_counts(counts: Mapping[int, int]) -> str:
     return f"{text} and {pluralize(more, 'more value(s)')}" if more else text
 
 
-def describe_colors(
+def describe_unknown_color(
     path: epath.Path, mask: Mask, packed: np.ndarray, wrong: np.ndarray
 ) -> str:
     """Describes the first unknown colour of a mask, and suggests a reason.
@@ -125,15 +128,18 @@ def describe_colors(
         path: The file.
         mask: The mask, in colour.
         packed: Its colours as integers, in the shape of the mask.
-        wrong: Where they are unknown.
+        wrong: Where they are unknown, bool, in the same shape.
     """
     y, x = np.argwhere(wrong)[0].tolist()
     color = tuple(mask.pixels[y, x].tolist())
     where = f" first at (x, y) = ({x}, {y})," if mask.counts is None else ""
-    count, every = mask.count(packed == packed[y, x]), mask.count(packed >= 0)
+    count, every = (
+        mask.count_pixels(packed == packed[y, x]),
+        mask.count_pixels(packed >= 0),
+    )
     others = np.unique(packed[wrong]).size - 1
     hint = (
-        f"and {others} more colours, {mask.count(wrong):,} pixels in all; "
+        f"and {others} more colours, {mask.count_pixels(wrong):,} pixels in all; "
         "if it was anti-aliased, resized or saved as JPEG, add --nearest"
         if others > 8
         else f"add a class of this colour, --value_map={format_value(color)}:NAME, or "
@@ -145,7 +151,7 @@ def describe_colors(
     )
 
 
-def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
+def suggest_flag(counts: Mapping[int, int], classes: ClassList) -> str:
     """Returns a guess at the meaning of values and the flag that declares it.
 
     Args:
@@ -181,6 +187,7 @@ def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
 
 
 def _suggest_nearest(counts: Mapping[int, int], classes: ClassList) -> str:
+    """Returns a sentence that suggests `--nearest` and the values to declare."""
     names = classes.info.class_names
     ends = min(counts), max(counts)
     declared = classes.grey_ids() | classes.declared_values()

@@ -26,7 +26,7 @@ _IS_SNAPPED, _IS_FAR, _IS_KNOWN = 1 << 8, 1 << 9, 1 << 10
 _MOST_AT_ONCE = 1 << 16
 
 
-def value_targets(classes: ClassList, white: int) -> dict[int, int]:
+def find_value_targets(classes: ClassList, white: int) -> dict[int, int]:
     """Returns the label of each value that pixels of one channel may snap to.
 
     These are the values of `--value_map`, the grey class colours, the values of the
@@ -78,8 +78,8 @@ def _format(value: np.ndarray) -> str:
     return ",".join(map(str, value.astype(int).tolist()))
 
 
-class Summary:
-    """Counts the pixels that were snapped."""
+class Snapper:
+    """Snaps masks and counts the pixels that changed; its text reports the counts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -133,6 +133,7 @@ class Summary:
         return codes.astype(np.uint8)
 
     def _add(self, path: epath.Path, is_snapped: np.ndarray, worst: float) -> None:
+        """Adds the counts of a mask, once per path."""
         with self._lock:
             if path in self._seen:  # --val_share reads masks twice
                 return
@@ -162,7 +163,9 @@ class _Table:
         self._codes = np.zeros(size, np.uint16)
 
     def encode(self, keys: np.ndarray) -> tuple[np.ndarray, float]:
-        """Returns the label of each key with flags, and the worst distance of new keys.
+        """Returns the code of each key, and the largest distance of new keys.
+
+        A code is the label plus flags, such as `_IS_SNAPPED` and `_IS_FAR`.
 
         Args:
             keys: Values, or colours as integers, unsigned `[height, width]`.
@@ -172,11 +175,11 @@ class _Table:
             return codes, 0.0
         new = np.unique(keys[codes == 0])
         starts = range(0, len(new), _MOST_AT_ONCE)
-        worst = max(self._fill(new[i : i + _MOST_AT_ONCE]) for i in starts)
+        worst = max(self._add_keys(new[i : i + _MOST_AT_ONCE]) for i in starts)
         return np.take(self._codes, keys), worst
 
-    def _fill(self, keys: np.ndarray) -> float:
-        """Adds the labels of keys, and returns the worst distance."""
+    def _add_keys(self, keys: np.ndarray) -> float:
+        """Adds new keys, `[n]`, and returns the largest distance."""
         is_color = self._known.shape[1] == 3
         values = lookup.unpack_colors(keys) if is_color else keys[:, None]
         values = values.astype(float)

@@ -17,7 +17,7 @@ FOLDER = "benchmark_RELEASE/dataset"
 MEMBERS = tuple(f"{FOLDER}/{name}" for name in ("cls", "train.txt", "val.txt"))
 
 
-def names(folder: epath.Path) -> set[str]:
+def list_names(folder: epath.Path) -> set[str]:
     """Returns the names of the labelled images in an extracted `FOLDER`."""
     lists = (folder / "train.txt", folder / "val.txt")
     return {name for path in lists for name in text_files.read_words(os.fspath(path))}

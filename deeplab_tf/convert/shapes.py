@@ -35,23 +35,23 @@ _SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 # Outlines: contours around the origin. All but the first are holes.
 
 
-def _corners(count):
-    """Returns the corners of a regular polygon of radius 1."""
+def _make_polygon(count):
+    """Returns the corners of a regular polygon of radius 1, `[count, 2]`."""
     angle = np.arange(count) * (2 * np.pi / count)
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def _star(tips, inner):
+def _make_star(tips, inner):
     """Returns a star of outer radius 1 and inner radius `inner`."""
-    star = _corners(2 * tips)
+    star = _make_polygon(2 * tips)
     star[1::2] *= inner
     return star
 
 
-def _cross(arm):
+def _make_cross(arm):
     """Returns a Greek cross of half arm width `arm`."""
     quarter = np.array([(1, -arm), (1, arm), (arm, arm)])
-    return np.concatenate([quarter @ [(c, s), (-s, c)] for c, s in _corners(4)])
+    return np.concatenate([quarter @ [(c, s), (-s, c)] for c, s in _make_polygon(4)])
 
 
 def _scale_to_unit_area(*contours):
@@ -65,57 +65,68 @@ def _scale_to_unit_area(*contours):
 # a short training run can learn it.
 
 
-def _waves(x):
+def _make_wave(x):
     """Returns a wave of period 1, flatter at its extremes than a sine."""
     return np.clip(0.5 + np.sin(np.float32(2 * np.pi) * x), 0, 1)
 
 
-def _rings(rng, x, y):
-    return _waves(np.float32(1.2) * np.hypot(x, y))
+def _draw_rings(rng, x, y):
+    """Returns concentric rings, 0..1, at coordinates x and y in periods."""
+    return _make_wave(np.float32(1.2) * np.hypot(x, y))
 
 
-def _checkerboard(rng, x, y):
+def _draw_checkerboard(rng, x, y):
+    """Returns a checkerboard, 0..1, at coordinates x and y in periods."""
     wave = np.sin(np.float32(4.5) * x) * np.sin(np.float32(4.5) * y)
     return np.clip(0.5 + 3 * wave, 0, 1)
 
 
-def _stripes(rng, x, y):
-    return _waves(np.float32(1.5) * x)
+def _draw_stripes(rng, x, y):
+    """Returns parallel stripes, 0..1, at coordinates x and y in periods."""
+    return _make_wave(np.float32(1.5) * x)
 
 
-def _spokes(rng, x, y):
-    return _waves(np.arctan2(y, x) * np.float32(rng.integers(10, 15) / (2 * np.pi)))
+def _draw_spokes(rng, x, y):
+    """Returns 10 to 14 radial stripes, 0..1, at coordinates x and y."""
+    return _make_wave(np.arctan2(y, x) * np.float32(rng.integers(10, 15) / (2 * np.pi)))
 
 
-def _dots(rng, x, y):
+def _draw_dots(rng, x, y):
+    """Returns a grid of dots, 0..1, at coordinates x and y in periods."""
     wave = np.cos(np.float32(7.5) * x) + np.cos(np.float32(7.5) * y)
     return np.clip(2 * wave - 0.9, 0, 1)
 
 
-def _zigzag(rng, x, y):
-    return _waves(np.float32(1.2) * x + np.abs(np.float32(1.2) * y % 2 - 1))
+def _draw_zigzag(rng, x, y):
+    """Returns zigzag stripes, 0..1, at coordinates x and y in periods."""
+    return _make_wave(np.float32(1.2) * x + np.abs(np.float32(1.2) * y % 2 - 1))
 
 
-def _satin(rng, x, y):
+def _draw_satin(rng, x, y):
+    """Returns a slow horizontal gradient, 0..1, at coordinates x and y."""
     return np.clip(0.5 + 0.05 * x, 0, 1)
 
 
-def _speckle(rng, x, y):
-    return np.clip(6 * _noise(rng, x.shape, int(rng.integers(24, 36))) - 3.3, 0, 1)
+def _draw_speckle(rng, x, y):
+    """Returns irregular spots, 0..1, in the shape of x."""
+    return np.clip(6 * _draw_noise(rng, x.shape, int(rng.integers(24, 36))) - 3.3, 0, 1)
 
 
 # In the order of their hues, which separates similar textures.
 _CLASSES = {
-    "disc": (_scale_to_unit_area(_corners(48)), _rings),
-    "cross": (_scale_to_unit_area(_cross(0.3)), _dots),
-    "triangle": (_scale_to_unit_area(_corners(3)), _stripes),
-    "ring": (_scale_to_unit_area(_corners(48), 0.5 * _corners(48)), _spokes),
-    "star": (_scale_to_unit_area(_star(5, 0.45)), _zigzag),
-    "square": (_scale_to_unit_area(_corners(4)), _checkerboard),
+    "disc": (_scale_to_unit_area(_make_polygon(48)), _draw_rings),
+    "cross": (_scale_to_unit_area(_make_cross(0.3)), _draw_dots),
+    "triangle": (_scale_to_unit_area(_make_polygon(3)), _draw_stripes),
+    "ring": (
+        _scale_to_unit_area(_make_polygon(48), 0.5 * _make_polygon(48)),
+        _draw_spokes,
+    ),
+    "star": (_scale_to_unit_area(_make_star(5, 0.45)), _draw_zigzag),
+    "square": (_scale_to_unit_area(_make_polygon(4)), _draw_checkerboard),
 }
 CLASS_NAMES = ("background", *_CLASSES)
 _OUTLINES, _TEXTURES = zip(*_CLASSES.values(), strict=True)
-_BACKGROUNDS = (*_TEXTURES, _satin, _speckle)
+_BACKGROUNDS = (*_TEXTURES, _draw_satin, _draw_speckle)
 
 
 # Layout of the objects.
@@ -131,7 +142,7 @@ class _Object(NamedTuple):
     mask: np.ndarray
 
 
-def _place(rng, image_size):
+def _place_object(rng, image_size):
     """Returns an object of random class, position, size and rotation."""
     class_id = int(rng.integers(1, len(CLASS_NAMES)))
     size = min(image_size) * rng.uniform(*_SIZES)
@@ -146,7 +157,7 @@ def _place(rng, image_size):
     return _Object(class_id, center, angle, size, mask)
 
 
-def _layout(rng, image_size):
+def _place_objects(rng, image_size):
     """Returns objects, back to front, and a map of the topmost one per pixel.
 
     An object that would be hidden too much, or hide another too much, is replaced. The
@@ -155,7 +166,7 @@ def _layout(rng, image_size):
     objects, top = [], np.zeros(image_size, np.uint8)
     count = int(rng.integers(*_OBJECTS, endpoint=True))
     for _ in range(20 * count):
-        trial = [*objects, _place(rng, image_size)]
+        trial = [*objects, _place_object(rng, image_size)]
         over = np.where(trial[-1].mask > 127, np.uint8(len(trial)), top)
         visible = np.bincount(over.ravel(), minlength=len(trial) + 1)[1:]
         if np.all(visible >= [_MIN_VISIBLE * item.size**2 for item in trial]):
@@ -165,7 +176,7 @@ def _layout(rng, image_size):
     return objects, top
 
 
-def _label(objects, top):
+def _make_label(objects, top):
     """Returns class ids, void within `_VOID_RADIUS` of every contour."""
     label = np.array([0, *(item.class_id for item in objects)], np.uint8)[top]
     side = 2 * _VOID_RADIUS + 1
@@ -177,14 +188,14 @@ def _label(objects, top):
 # Appearance. Images are float32 RGB in 0..1.
 
 
-def _noise(rng, image_size, cells):
+def _draw_noise(rng, image_size, cells):
     """Returns smooth noise in 0..1 with about `cells` bumps per side."""
     grid = rng.random((cells + 1, cells + 1), np.float32)
     noise = cv2.resize(grid, image_size[::-1], interpolation=cv2.INTER_CUBIC)
     return np.clip(noise, 0, 1)
 
 
-def _frame(image_size, center, angle, period):
+def _rotate_frame(image_size, center, angle, period):
     """Returns x and y of every pixel in a rotated frame, in units of `period`."""
     x = np.arange(image_size[1], dtype=np.float32) - np.float32(center[0])
     y = np.arange(image_size[0], dtype=np.float32)[:, None] - np.float32(center[1])
@@ -198,39 +209,39 @@ def _random_color(rng, hue, saturation):
     return cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0]
 
 
-def _material(rng, texture, color, frame, contrast):
+def _draw_material(rng, texture, color, frame, contrast):
     """Returns a surface that alternates between a colour and a darker shade of it."""
     dark = color * rng.uniform(*contrast) + rng.normal(0, 0.06, 3)
     change = (np.clip(dark, 0, 1) - color).astype(np.float32)
     surface = color + texture(rng, *frame)[..., None] * change
-    grain = _noise(rng, surface.shape[:2], int(rng.integers(20, 60)))[..., None]
+    grain = _draw_noise(rng, surface.shape[:2], int(rng.integers(20, 60)))[..., None]
     return surface * (0.92 + 0.16 * grain)
 
 
-def _background(rng, image_size):
+def _draw_background(rng, image_size):
     """Returns a large, warped texture, dull and slightly out of focus."""
     side = min(image_size)
     center = rng.uniform(-0.3, 1.3, 2) * image_size[::-1]
     period = side * rng.uniform(0.1, 0.25)
-    x, y = _frame(image_size, center, rng.uniform(0, 2 * np.pi), period)
+    x, y = _rotate_frame(image_size, center, rng.uniform(0, 2 * np.pi), period)
     warp = np.float32(rng.uniform(0, 1.5))
-    frame = [axis + warp * _noise(rng, image_size, 4) for axis in (x, y)]
+    frame = [axis + warp * _draw_noise(rng, image_size, 4) for axis in (x, y)]
     texture = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
     color = _random_color(rng, rng.uniform(0, 360), (0.05, 0.5))
-    image = _material(rng, texture, color, frame, (0.65, 0.95))
+    image = _draw_material(rng, texture, color, frame, (0.65, 0.95))
     return cv2.GaussianBlur(image, (0, 0), side * rng.uniform(0.004, 0.012))
 
 
-def _draw_object_color(rng, class_id, under):
-    """Draws three colours of the class and returns the one farthest from `under`."""
+def _choose_object_color(rng, class_id, under):
+    """Samples three colours of a class; returns the one farthest from `under`."""
     class_hue = (class_id - 1) * 360 / len(_CLASSES)
     hues = rng.normal(class_hue, _HUE_SPREAD, 3)
     colors = [_random_color(rng, hue, (0.35, 0.9)) for hue in hues]
     return max(colors, key=lambda color: float(np.sum((color - under) ** 2)))
 
 
-def _relief(rng, mask, light):
-    """Returns the brightness of an object with a rounded rim, lit from one side."""
+def _shade_relief(rng, mask, light):
+    """Returns brightness factors of an object with a rounded rim, lit from a side."""
     rim = np.float32(rng.uniform(0.025, 0.08) * min(mask.shape) + 1.5)
     depth = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 3)
     slope = 1 - np.minimum(depth / rim, 1)
@@ -240,8 +251,8 @@ def _relief(rng, mask, light):
     return np.clip(1 - 0.45 * facing, 0.5, 1.5)
 
 
-def _shadow(rng, alpha, light):
-    """Returns the remaining light around an object of coverage `alpha`."""
+def _cast_shadow(rng, alpha, light):
+    """Returns the factors of light that remain around an object of this coverage."""
     throw = float(rng.uniform(0.015, 0.04) * min(alpha.shape))
     move = np.float32([(1, 0, throw * light[0]), (0, 1, throw * light[1])])
     shadow = cv2.warpAffine(alpha, move, alpha.shape[::-1])
@@ -249,16 +260,18 @@ def _shadow(rng, alpha, light):
     return 1 - np.float32(rng.uniform(0.3, 0.6)) * shadow
 
 
-def _paint(rng, image, item, light):
+def _paint_object(rng, image, item, light):
     """Returns the image with one object and its soft shadow on top."""
     under = np.float32(cv2.mean(image, item.mask)[:3])
-    color = _draw_object_color(rng, item.class_id, under)
+    color = _choose_object_color(rng, item.class_id, under)
     period = min(item.mask.shape) * rng.uniform(*_PERIODS)
-    frame = _frame(item.mask.shape, item.center, item.angle, period)
-    surface = _material(rng, _TEXTURES[item.class_id - 1], color, frame, (0.2, 0.5))
-    surface *= _relief(rng, item.mask, light)[..., None]
+    frame = _rotate_frame(item.mask.shape, item.center, item.angle, period)
+    surface = _draw_material(
+        rng, _TEXTURES[item.class_id - 1], color, frame, (0.2, 0.5)
+    )
+    surface *= _shade_relief(rng, item.mask, light)[..., None]
     alpha = item.mask.astype(np.float32) / 255
-    image = image * _shadow(rng, alpha, light)[..., None]
+    image = image * _cast_shadow(rng, alpha, light)[..., None]
     return image + alpha[..., None] * (surface - image)
 
 
@@ -266,7 +279,7 @@ def _add_camera_effects(rng, image):
     """Adds uneven lighting, a soft lens and sensor noise; returns uint8 pixels."""
     side = float(max(image.shape))
     center = (image.shape[1] / 2, image.shape[0] / 2)
-    ramp, _ = _frame(image.shape[:2], center, rng.uniform(0, 2 * np.pi), side)
+    ramp, _ = _rotate_frame(image.shape[:2], center, rng.uniform(0, 2 * np.pi), side)
     image = image * (1 + np.float32(rng.uniform(0, 0.5)) * ramp)[..., None]
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.6))
     noise = rng.standard_normal(image.shape, np.float32)
@@ -274,20 +287,20 @@ def _add_camera_effects(rng, image):
     return np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
 
 
-def scene(rng, image_size):
+def draw_scene(rng, image_size):
     """Returns an RGB scene `[height, width, 3]` and its class ids `[height, width]`.
 
     Both are uint8; the ids are 255 along every contour. The generator `rng` is the only
     source of randomness.
     """
     image_size = tuple(image_size)
-    objects, top = _layout(rng, image_size)
+    objects, top = _place_objects(rng, image_size)
     angle = rng.uniform(0, 2 * np.pi)
     light = np.float32([np.cos(angle), np.sin(angle)])
-    image = _background(rng, image_size)
+    image = _draw_background(rng, image_size)
     for item in objects:
-        image = _paint(rng, image, item, light)
-    return _add_camera_effects(rng, image), _label(objects, top)
+        image = _paint_object(rng, image, item, light)
+    return _add_camera_effects(rng, image), _make_label(objects, top)
 
 
 # Files.
@@ -315,7 +328,7 @@ def _write_folder(folder, split_sizes, image_size, seed):
         names[split] = [f"{split}_{index:05d}" for index in range(count)]
         for index, name in enumerate(names[split]):
             rng = np.random.default_rng((seed, number, index))
-            _save(folder, name, *scene(rng, image_size))
+            _save(folder, name, *draw_scene(rng, image_size))
     names["trainval"] = names["train"] + names["val"]
     for split, members in names.items():
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in members))
@@ -325,7 +338,7 @@ def _write_folder(folder, split_sizes, image_size, seed):
     return info
 
 
-def _check(output_dir, split_sizes, image_size, seed):
+def _check_settings(output_dir, split_sizes, image_size, seed):
     """Raises `UserError` for invalid settings."""
     for split, count in split_sizes.items():
         if count < 1:
@@ -370,7 +383,7 @@ def write(
     counts = (train_images, val_images, test_images)
     split_sizes = dict(zip(SPLITS, counts, strict=True))
     output_dir = pathlib.Path(output_dir).resolve()
-    _check(output_dir, split_sizes, image_size, seed)
+    _check_settings(output_dir, split_sizes, image_size, seed)
     partial = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
     try:
         info = _write_folder(partial, split_sizes, image_size, seed)

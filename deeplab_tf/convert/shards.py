@@ -129,7 +129,11 @@ class Conversion:
         self.skipped: dict[tuple[str, str], Skipped] = {}
         # Path, number and member of each published record, by split, name and sources.
         self._published = {
-            (records.parse_split(key), *_key(member)): (self.path(key), number, member)
+            (records.parse_split(key), *_get_key(member)): (
+                self.path(key),
+                number,
+                member,
+            )
             for key, shard in self.manifest.shards.items()
             if not key.endswith(records.FINISHED)
             for number, member in enumerate(shard.members)
@@ -154,14 +158,16 @@ class Conversion:
             items = [Item(m, s) for m, s in zip(described, samples, strict=True)]
         if not self.options.adds:
             return items
-        earlier = additions.find_earlier(self.folder, self.manifest, split)
+        earlier = additions.find_earlier_records(self.folder, self.manifest, split)
         members = [item.member for item in items]
-        kept = additions.select_kept(self.folder, split, earlier, members)
+        kept = additions.select_kept_records(self.folder, split, earlier, members)
         items = [item._replace(earlier=earlier.get(item.member.name)) for item in items]
         items += [Item(member) for member in kept]
         return sorted(items, key=lambda item: item.member.name)
 
-    def finish(self, shards: Sequence[PlannedShard], workers: int) -> list[_Finished]:
+    def write_shards(
+        self, shards: Sequence[PlannedShard], workers: int
+    ) -> list[_Finished]:
         """Writes shards, except for those of earlier runs, and adds their records.
 
         Threads convert the samples, which are written in order, so that the error is
@@ -180,7 +186,7 @@ class Conversion:
             item.sample
             for shard in missing
             for item in shard.items
-            if self._locate(shard, item) is None
+            if self._find_published(shard, item) is None
         )
         total, left = (sum(len(s.items) for s in group) for group in (shards, missing))
         with (
@@ -204,11 +210,11 @@ class Conversion:
                 return done
         return None
 
-    def _locate(
+    def _find_published(
         self, shard: PlannedShard, item: Item
     ) -> tuple[str, int, Member] | None:
-        """Returns path, number and member of a published record, None for others."""
-        return self._published.get((shard.split, *_key(item.member)))
+        """Returns file, number and member of a published record, None if new."""
+        return self._published.get((shard.split, *_get_key(item.member)))
 
     def _is_same(self, shard: PlannedShard, done: Shard) -> bool:
         """Returns whether a finished shard has the records, apart from skipped ones."""
@@ -219,8 +225,8 @@ class Conversion:
             if row is not None and row.sources == item.member.sources:
                 skipped[shard.split, row.name] = row
             else:
-                keys.append(_key(item.member))
-        if keys != [_key(member) for member in done.members]:
+                keys.append(_get_key(item.member))
+        if keys != [_get_key(member) for member in done.members]:
             return False
         self.skipped |= skipped
         return True
@@ -234,7 +240,7 @@ class Conversion:
         """Writes a shard from the results of its samples."""
         finished = shard.name + records.FINISHED
         # One from an interrupted run was made from other files.
-        self.manifest.keep(lambda key: key != finished)
+        self.manifest.keep_only(lambda key: key != finished)
         path = self.path(shard.name + records.UNFINISHED)
         members = []
         try:
@@ -254,7 +260,7 @@ class Conversion:
         self, shard: PlannedShard, made: Iterator[Callable[[], Record]]
     ) -> Iterator[tuple[bytes, Member]]:
         """Yields the record of each item, empty if it is skipped, and its member."""
-        locations = [self._locate(shard, item) for item in shard.items]
+        locations = [self._find_published(shard, item) for item in shard.items]
         published = records.read_records(
             [(path, self._offsets(path)[n]) for path, n, _ in filter(None, locations)]
         )
@@ -269,20 +275,23 @@ class Conversion:
                     yield b"", item.member
                     continue
                 member = item.member._replace(pixels=pixels, digest=digest)
-            additions.require_same(self.folder, shard.split, item.earlier, member)
+            additions.require_same_sources(
+                self.folder, shard.split, item.earlier, member
+            )
             yield content, member
 
     def _skip(self, split: str, member: Member, error: UserError) -> None:
+        """Records a broken sample as skipped, or raises its error."""
         if not self.options.skip_broken or isinstance(error, UnclearError):
             raise error
         row = Skipped(member.name, member.sources, one_line(error))
         self.skipped[split, member.name] = row
-        self.manifest.skip(split, row)
+        self.manifest.add_skipped(split, row)
 
-    def undo(self, splits: Iterable[str]) -> None:
+    def remove_unpublished(self, splits: Iterable[str]) -> None:
         """Removes the unpublished files of this run and of interrupted ones."""
         splits = {*splits}
-        self.manifest.keep(
+        self.manifest.keep_only(
             lambda key: (
                 not key.endswith(records.FINISHED)
                 or records.parse_split(key) not in splits
@@ -295,7 +304,7 @@ class Conversion:
         remove(p for p in paths if records.is_shard(p) and p.endswith(suffixes))
         outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)
 
-    def drop_empty(self, done: Sequence[_Finished]) -> list[_Finished]:
+    def drop_empty_shards(self, done: Sequence[_Finished]) -> list[_Finished]:
         """Returns the shards that have records, renumbered.
 
         Raises:
@@ -318,6 +327,7 @@ class Conversion:
         return full
 
     def _copy_shard(self, old: str, new: str, shard: Shard) -> None:
+        """Copies a shard to a new name, to be published."""
         finished = self.path(old + records.FINISHED)
         source = finished if tf.io.gfile.exists(finished) else self.path(old)
         target = new + records.FINISHED
@@ -354,7 +364,7 @@ class Conversion:
             remove([path])
 
 
-def _key(member: Member) -> tuple[str, str]:
+def _get_key(member: Member) -> tuple[str, str]:
     return member.name, member.sources
 
 

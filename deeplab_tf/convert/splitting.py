@@ -45,7 +45,7 @@ def split_names(
     else:
         classes = {n: c for n, c in classes_of(names).items() if c is not None}
         target = _round(splitting.val_share * len(classes))
-        chosen = _choose(classes, fixed, target)
+        chosen = _choose_names(classes, fixed, target)
     splits = {
         split: [name for name in names if name not in chosen],
         _VAL: [name for name in names if name in chosen],
@@ -68,7 +68,7 @@ def _round(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _choose(
+def _choose_names(
     classes: Mapping[str, Hashable], fixed: Mapping[str, str], target: int
 ) -> set[str]:
     """Returns the names for validation, stratified by their sets of classes."""
@@ -117,10 +117,10 @@ def _choose_groups(
     """Returns the names for validation, without dividing a group."""
     groups = defaultdict(list)
     for name in names:
-        groups[_group_of(name, group_by)].append(name)
+        groups[_find_group(name, group_by)].append(name)
     chosen, free = set(), []
     for group in sorted(groups, key=_hash):
-        split = _earlier_split(group, groups[group], fixed)
+        split = _find_earlier_split(group, groups[group], fixed)
         if split == _VAL:
             chosen.update(groups[group])
         elif split is None:
@@ -140,7 +140,7 @@ def _choose_groups(
     return chosen
 
 
-def _earlier_split(
+def _find_earlier_split(
     group: str, members: Sequence[str], fixed: Mapping[str, str]
 ) -> str | None:
     """Returns the split that earlier images of a group are in, if any."""
@@ -153,7 +153,7 @@ def _earlier_split(
     return splits[0] if splits else None
 
 
-def _group_of(name: str, group_by: str) -> str:
+def _find_group(name: str, group_by: str) -> str:
     """Returns the folder of an image, or the part of its name that matches."""
     if group_by == "folder":
         return name.rpartition("/")[0]

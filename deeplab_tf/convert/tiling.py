@@ -28,6 +28,7 @@ def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:
     """
 
     def cut(sample: Any) -> list[Any]:
+        """Returns the tiles of a sample, or the sample itself if it is small."""
         try:
             height, width = strips.read_size(sample.image, bool(options.apply_exif))
         except UserError:  # the conversion stops at it or skips it

@@ -129,7 +129,7 @@ def _find_archive_splits(
             raise UserError(f"the VOC archive has no list of the split {split}")
     root = _Root(voc_root)
     listed = {sample.name for split in ("train", "val") for sample in splits[split]}
-    added = sorted(sbd.names(sbd_dir) - listed)
+    added = sorted(sbd.list_names(sbd_dir) - listed)
     # VOC's own labels take precedence, because they have a void border.
     labels = _find_by_stem(sbd_dir / "cls", (".mat",))
     voc_labels = _find_by_stem(voc_root / "SegmentationClass", (".png",))

@@ -218,11 +218,13 @@ def crop_label(label, window: Window, size, ignore_label):
 
 
 def _transpose(x):
+    """Transposes a matrix."""
     # `tf.transpose` warns about uint8 on CPUs without AVX-512.
     return tf.einsum("ij->ji", x)
 
 
 def _round_weight(weight):
+    """Returns 1 where the next pixel is the nearest, else 0, int32."""
     return tf.cast(weight >= 0.5, tf.int32)
 
 

@@ -66,14 +66,17 @@ class ObjectSizes:
         return np.argmax(np.cumsum(self.sides, 1) >= half[:, None], 1)
 
     def tiny_shares(self, cell: int) -> np.ndarray:
-        """Returns the fraction of each class's objects smaller than `cell` x `cell`."""
+        """Returns the fraction of each class's objects with a side below `cell`."""
         return self.sides[:, :cell].sum(1) / np.maximum(1, self.counts)
 
     def tiny_pixel_shares(self, cell: int) -> np.ndarray:
-        """Returns the fraction of each class's pixels in objects that small."""
+        """Returns the fraction of each class's pixels that are in tiny objects.
+
+        The side of a tiny object is below `cell` pixels.
+        """
         pixels = self.sides * np.arange(_MAX_SIDE + 1) ** 2
         return pixels[:, :cell].sum(1) / np.maximum(1, pixels.sum(1))
 
     def huge_shares(self, crop_side: int) -> np.ndarray:
-        """Returns the fraction of each class's objects longer than a crop."""
+        """Returns the fraction of each class's objects that are longer than a crop."""
         return self.extents[:, crop_side + 1 :].sum(1) / np.maximum(1, self.counts)

@@ -67,22 +67,23 @@ class _Cropper:
         is_uniform = config.uniform_class_crops > 0
         self._uniform = UniformClasses(source) if is_uniform else None
 
-    def _draw(self, index: tf.Tensor) -> Target | None:
+    def _draw_target(self, index: tf.Tensor) -> Target | None:
+        """Returns the target of a crop; None unless classes are sampled uniformly."""
         return self._uniform.draw(self.config, index) if self._uniform else None
 
-    def _position(self, index: tf.Tensor) -> tf.Tensor:
+    def _find_position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of a training sample's record in the source."""
         count = tf.size(self._epoch, tf.int64)
         shuffled = shuffle_index(index, count, self.config.seed)
         position = tf.gather(self._epoch, shuffled)
-        target = self._draw(index)
+        target = self._draw_target(index)
         if target is None:
             return position
         return tf.where(target.is_used, target.position, position)
 
     def describe(self, index: int) -> str:
         """Returns the file, number and name of a training sample's record."""
-        return self._reader.describe(self._position(tf.constant(index, tf.int64)))
+        return self._reader.describe(self._find_position(tf.constant(index, tf.int64)))
 
     def batch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns crops, float32 `[batch, *crop_size, channels]`, and their labels."""
@@ -91,14 +92,14 @@ class _Cropper:
         samples = skip_errors(samples.map(lambda i: (i, self._crop(i))), count)
         found, (images, labels, checks) = samples.batch(count).get_single_element()
         is_found = found == indices[: tf.size(found)]
-        missing = self._position(tf.gather(indices, _find_first(~is_found)))
+        missing = self._find_position(tf.gather(indices, _find_first(~is_found)))
         with self._reader.require_readable(missing, tf.reduce_all(is_found)):
             checks = tf.nest.map_structure(tf.identity, checks)
         if self.config.copy_paste or self.config.cutmix:
             images, labels = mix_samples(images, labels, indices, self.config)
         is_bad = tf.reduce_any(checks.size != checks.label_size, 1) | (checks.value > 0)
         bad = _find_first(is_bad)
-        position = self._position(tf.gather(indices, bad))
+        position = self._find_position(tf.gather(indices, bad))
         checks = tf.nest.map_structure(lambda x: tf.gather(x, bad), checks)
         with self._reader.require_valid(position, checks):
             return (
@@ -108,7 +109,7 @@ class _Cropper:
 
     def _crop(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, SampleChecks]:
         """Returns a random crop of a training sample, its label and the checks."""
-        config, position = self.config, self._position(index)
+        config, position = self.config, self._find_position(index)
         uniform = tf.random.stateless_uniform([7], [config.seed, index])
         random_crop = augment.draw_crop(
             uniform[:4],
@@ -117,7 +118,7 @@ class _Cropper:
             config.scale_factor_step_size,
         )
         image, label, window, checks = self._decode(
-            position, random_crop, self._draw(index)
+            position, random_crop, self._draw_target(index)
         )
         if config.photometric_jitter:
             image = augment.jitter_colors(image, uniform[4:], config.photometric_jitter)
@@ -151,6 +152,7 @@ class _Cropper:
 
 
 def _expand_mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
+    """Returns the mean pixel with one value per channel of the dataset."""
     values = config.mean_pixel
     if len(values) == info.channels:
         return values
@@ -221,6 +223,10 @@ def check_batch_size(batch_size: int, num_workers: int) -> None:
 def _make_evaluation_batches(
     source: Source, config: DataConfig, worker: int, num_workers: int, named: bool
 ) -> tf.data.Dataset:
+    """Returns batches of one worker's images at their original or resized sizes.
+
+    Elements are images, labels and, if `named`, names.
+    """
     reader = Reader(source)
 
     def read(position: tf.Tensor) -> tuple:

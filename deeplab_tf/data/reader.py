@@ -106,6 +106,7 @@ class Reader:
         return DecodedSample(image, label, window, checks)
 
     def _find_invalid_value(self, label):
+        """Returns the largest invalid label value, 0 if all are valid."""
         last = min(self.info.num_classes - 1, 255)
         is_invalid = (label > last) & (label != self.info.ignore_label)
         return tf.cond(

@@ -95,6 +95,7 @@ class RecordChecker:
                 yield work.result()
 
     def _check(self, position: int, is_intact: bool, record: bytes) -> RecordReport:
+        """Returns the report on a record; `is_intact`: its checksums match."""
         where = self._name_record(position)
         if not is_intact:
             return RecordReport([("broken", f"{where}: a checksum does not match")])
@@ -106,6 +107,7 @@ class RecordChecker:
             return RecordReport([("broken", f"{where}: {one_line(error)}")])
 
     def _check_sample(self, where, image: bytes, label: bytes) -> RecordReport:
+        """Returns problems and statistics of an encoded image and label."""
         pixels = _decode_image(image, self._info)
         small = _shrink_image(pixels, self._info.max_value)
         problems = []
@@ -176,6 +178,7 @@ def _parse(record: bytes, keys: Keys) -> tuple[bytes, bytes, str]:
 
 
 def _explain_parse_error(record: bytes, keys: Keys) -> str:
+    """Returns why a record cannot be parsed, naming missing keys."""
     try:
         features = tf.train.Example.FromString(record).features.feature
     except DecodeError as error:
@@ -231,6 +234,7 @@ def _compute_moments(pixels: np.ndarray) -> np.ndarray:
 
 
 def _compute_row_moments(pixels: np.ndarray) -> np.ndarray:
+    """Returns the sum and sum of squares of each channel of some rows."""
     # Computed from histograms, which are much smaller than the pixels.
     channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1)
     counts = [np.bincount(channel) for channel in channels]

@@ -151,13 +151,14 @@ def finish_publishing(folder: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Publication:
-    """Content of the file that lists the shards being published."""
+    """Content of the file that lists the shards being published, by split."""
 
     shards: dict[str, list[str]]
     info: DatasetInfo
 
 
 def _read_pending(folder: str) -> _Publication | None:
+    """Returns the interrupted publication of a folder, None without one."""
     path = os.path.join(folder, _PUBLISHING)
     if not tf.io.gfile.exists(path):
         return None

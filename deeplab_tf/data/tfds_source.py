@@ -21,6 +21,8 @@ _MAX_VALUES = {"uint8": 255, "uint16": 65535}
 
 
 class _Name(NamedTuple):
+    """Parts of a `--dataset` name: TFDS builder and optional feature keys."""
+
     builder: str
     image: str | None
     label: str | None
@@ -74,7 +76,10 @@ def _find_image_features(features, prefix: str = "") -> dict[str, tfds.features.
     return found
 
 
-def _require_one(name: str, kind: str, images: dict, candidates: list[str]) -> str:
+def _require_single_candidate(
+    name: str, kind: str, images: dict, candidates: list[str]
+) -> str:
+    """Returns the only candidate key; raises UserError for none or several."""
     if len(candidates) != 1:
         found = ", ".join(f"{key} {image.shape}" for key, image in images.items())
         raise UserError(
@@ -98,10 +103,10 @@ def _find_segmentation_keys(name: str, builder) -> tuple[str, str]:
         return keys.image, keys.label
     labels = [k for k, f in images.items() if isinstance(f, tfds.features.LabeledImage)]
     grey = [k for k, f in images.items() if f.shape[-1] == 1]
-    label = _require_one(name, "label", images, labels or grey)
+    label = _require_single_candidate(name, "label", images, labels or grey)
     others = [key for key in images if key != label]
     photos = [key for key in others if key not in labels + grey]
-    return _require_one(name, "image", images, photos or others), label
+    return _require_single_candidate(name, "image", images, photos or others), label
 
 
 @functools.lru_cache
@@ -149,6 +154,7 @@ def _make_class_names(count: int) -> list[str]:
 
 
 def _count_classes(name: str, data_dir: str, builder) -> int:
+    """Returns the number of classes, from the largest label in the train split."""
     splits = sorted(builder.info.splits, key=lambda split: (split != "train", split))
     any_value = DatasetInfo(name, tuple(_make_class_names(256)))
     keys, index = open_split(name, data_dir, splits[0])
@@ -175,6 +181,7 @@ def open_split(
 
 
 def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
+    """Returns the record index of a split or of a slice of one."""
     builder = _load_builder(name, data_dir)
     try:
         parts = builder.info.splits[split].file_instructions

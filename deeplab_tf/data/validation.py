@@ -144,6 +144,7 @@ def examine_split(
 
 
 def _add_label(report: SplitReport, examined: RecordReport, info: DatasetInfo) -> None:
+    """Adds the label statistics of a record to the report of its split."""
     values = examined.values
     labelled = values[: info.num_classes].sum()
     if info.ignore_label < info.num_classes:
@@ -155,6 +156,7 @@ def _add_label(report: SplitReport, examined: RecordReport, info: DatasetInfo) -
 
 
 def _add_image(report: SplitReport, examined: RecordReport) -> None:
+    """Adds the image statistics of a record to the report of its split."""
     report.sizes[examined.size] += 1
     first = report.digests.setdefault(examined.digest, examined.where)
     if first != examined.where:

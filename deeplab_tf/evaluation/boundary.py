@@ -85,7 +85,7 @@ class TrimapCurve:
         if self._around == "void":
             distances = _measure_distances(~scored)
         else:
-            distances = _measure_distances(_find_rim(labels, scored))
+            distances = _measure_distances(_find_class_boundaries(labels, scored))
             widths -= 1  # the rim itself is at distance 1
         # Distances are square roots of integers, rounded; these edges lie between them.
         edges = np.sqrt(widths**2 + 0.5).astype(np.float32)
@@ -175,7 +175,7 @@ class BoundaryIoU:
             `ratio`; `boundary_iou`, the mean over all classes with a boundary (None if
             there are none); and `per_class`, 0..1, None for classes without a boundary.
         """
-        ious = confusion.iou_of_union(self.counts)[:-1].tolist()
+        ious = confusion.iou_per_present_class(self.counts)[:-1].tolist()
         present = [iou for iou in ious if not np.isnan(iou)]
         return {
             "ratio": self._ratio,
@@ -190,7 +190,7 @@ def _is_ascending(widths) -> bool:
     return len(valid) > 0 and np.array_equal(valid, widths)
 
 
-def _find_rim(labels, scored) -> np.ndarray:
+def _find_class_boundaries(labels, scored) -> np.ndarray:
     """Returns a mask of scored pixels next to a scored pixel of another class."""
     rim = np.zeros(labels.shape, bool)
     # Compares rows, then columns by transposing the arrays, which share memory.

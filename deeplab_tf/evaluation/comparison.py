@@ -61,6 +61,7 @@ def make_comparison_sections(
 
 
 def _compare_classes(metrics: Mapping, other: Mapping, info: DatasetInfo) -> dict:
+    """Returns a table of each class's IoU in both evaluations, for the template."""
     ious = zip(metrics["iou_per_class"], other["iou_per_class"], strict=True)
     rows = [
         (None, describe_class(label, info), own, before)
@@ -92,6 +93,7 @@ def _list_differences(metrics: Mapping, other: Mapping) -> list[str]:
 
 
 def _compare_images(metrics: Mapping, other: Mapping) -> list[tuple[str, str, object]]:
+    """Returns sections on the images that became worse or better, for the template."""
     own, before = metrics.get(IMAGE_SCORES), other.get(IMAGE_SCORES)
     if not own or not before:
         path = other["path"] if own else "this evaluation"

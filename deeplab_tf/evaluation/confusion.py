@@ -42,14 +42,13 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
 
     NaN for absent classes, those without ground truth, even if they are predicted.
     """
-    return np.where(confusion.sum(1) > 0, iou_of_union(confusion), np.nan)
+    return np.where(confusion.sum(1) > 0, iou_per_present_class(confusion), np.nan)
 
 
-def iou_of_union(confusion: np.ndarray) -> np.ndarray:
-    """Returns the IoUs that `mean_iou` averages.
+def iou_per_present_class(confusion: np.ndarray) -> np.ndarray:
+    """Returns class IoU, with 0 for classes that are only predicted.
 
-    Unlike in `iou_per_class`, a class that is only predicted has an IoU of 0; NaN for
-    classes in neither ground truth nor prediction.
+    `mean_iou` averages these. NaN for classes in neither ground truth nor prediction.
     """
     hits, truth, predicted = _count_classes(confusion)
     return _divide(hits, truth + predicted - hits)
@@ -87,7 +86,7 @@ def _divide(dividend: np.ndarray, divisor: np.ndarray) -> np.ndarray:
 
 def mean_iou(confusion: np.ndarray) -> float:
     """Returns the mean IoU over all classes in ground truth or prediction."""
-    return float(np.nanmean(iou_of_union(confusion)))
+    return float(np.nanmean(iou_per_present_class(confusion)))
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:

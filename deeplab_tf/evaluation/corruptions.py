@@ -45,6 +45,7 @@ _DISTRIBUTION = "imagecorruptions-imaug"
 
 
 def _import_package():
+    """Imports the reference code; raises UserError if it is not installed."""
     try:
         # The original package has the same module name but cannot be seeded.
         metadata.version(_DISTRIBUTION)
@@ -58,6 +59,7 @@ def _import_package():
 
 
 def _check_kind(name: str, severity: int) -> None:
+    """Raises UserError for an unknown corruption or a severity outside 1..5."""
     if name not in CORRUPTIONS:
         hint = suggest_similar(name, CORRUPTIONS)
         raise UserError(

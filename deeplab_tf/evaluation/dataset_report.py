@@ -86,6 +86,7 @@ def write_dataset_report(
 
 
 def _describe_problems(problems: Sequence[Problem]) -> list[tuple]:
+    """Returns severity, meaning and texts of each kind of problem."""
     return [
         (
             severity,
@@ -98,6 +99,7 @@ def _describe_problems(problems: Sequence[Problem]) -> list[tuple]:
 
 
 def _describe_split(report: SplitReport) -> list[str]:
+    """Returns the row of a split: images, sizes, and mean and deviation of pixels."""
     if not report.sizes:
         return [report.split, f"{report.images:,}", *[NOTHING] * 5]
     sizes = np.array(list(report.sizes))
@@ -138,6 +140,7 @@ def describe_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> dict:
 def _describe_objects(
     reports: Sequence[SplitReport], info: DatasetInfo, suggestion: Suggestion
 ) -> dict:
+    """Returns a table of object counts and sizes by class of the training split."""
     report = choose_split(reports, False)
     sizes, crop = report.objects, max(suggestion.crop_size)
     columns = (

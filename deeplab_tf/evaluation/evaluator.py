@@ -122,6 +122,10 @@ class Evaluator:
     def _predict_exported(
         self, images: tf.Tensor, confident: bool
     ) -> tuple[np.ndarray, tf.Tensor | None]:
+        """Returns labels and, if `confident`, confidences of an exported model.
+
+        Raises UserError if the labels have the wrong shape or values.
+        """
         predictions = np.asarray(self._predictor.labels(images))
         if predictions.shape != tuple(images.shape[:3]):
             raise UserError(
@@ -194,6 +198,7 @@ class Evaluator:
         return self._compute_metrics(all_images, counts)
 
     def _score_batches(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
+        """Yields each batch of a dataset with its predictions and counts."""
         if self._strategy is not None:
             yield from self._score_by_replicas(self._strategy, dataset, confident)
             return
@@ -227,6 +232,7 @@ class Evaluator:
         dataset: tf.data.Dataset,
         confident: bool,
     ) -> Iterator[_Batch]:
+        """Yields each batch with its predictions, made by replicas in parallel."""
         endless = _append_dummy_batches(dataset, self._config.ignore_label)
         distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
@@ -253,6 +259,7 @@ class Evaluator:
         return [strategy.experimental_local_results(part) for part in parts]
 
     def _compute_metrics(self, num_images: int, counts: np.ndarray) -> dict:
+        """Returns the metrics of `evaluate` from a confusion matrix."""
         if counts.sum() == 0:
             raise UserError(
                 f"no pixels to score: the labels of all {num_images} images are "

@@ -78,13 +78,16 @@ class Gallery:
             self._insert(self._best, scored, miou)
 
     def _score(self, truth, prediction) -> float | None:
+        """Returns the mean IoU of an image, None without scored pixels."""
         counts = confusion.confusion_matrix(truth, prediction, *self._classes)
         return confusion.mean_iou(counts) if counts.any() else None
 
     def _is_extreme(self, kept: list, rank: float) -> bool:
+        """Returns whether a rank is among those to keep."""
         return len(kept) < self._extremes or (self._extremes > 0 and rank > kept[-1][0])
 
     def _insert(self, kept: list, scored: ScoredImage, rank: float) -> None:
+        """Adds an image to a list sorted by rank; drops the last beyond the limit."""
         kept.append((rank, scored))
         # The sort is stable, so of equal scores, the earlier image is kept.
         kept.sort(key=lambda pair: -pair[0])

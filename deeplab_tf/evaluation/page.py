@@ -44,6 +44,7 @@ def _format_setting(value: object) -> str:
 
 @functools.cache
 def _load_templates() -> jinja2.Environment:
+    """Loads the HTML templates, which escape their variables."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deeplab_tf.evaluation"),
         autoescape=True,

@@ -110,6 +110,7 @@ def _describe_protocol(protocol: Mapping) -> list[tuple[str, object]]:
 
 
 def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
+    """Returns the table of scores by class, for the template."""
     columns = {
         "Accuracy, %": metrics["accuracy_per_class"],
         "F-score, %": metrics["f_score_per_class"],
@@ -169,6 +170,7 @@ def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
 
 
 def _make_unpredicted_section(metrics: Mapping, info: DatasetInfo) -> list[tuple]:
+    """Returns the section on classes that are never predicted, if any."""
     ids = {name: label for label, name in enumerate(info.class_names)}
     reasons = metrics.get(NEVER_PREDICTED, {})
     rows = [(describe_class(ids[name], info), why) for name, why in reasons.items()]
@@ -176,6 +178,7 @@ def _make_unpredicted_section(metrics: Mapping, info: DatasetInfo) -> list[tuple
 
 
 def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
+    """Returns the sections of those measures that are in the metrics."""
     data = {
         "trimap": _describe_trimap,
         "boundary_iou": dict,
@@ -187,6 +190,7 @@ def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
 
 
 def _describe_trimap(trimap: Mapping) -> dict:
+    """Returns the table of mIoU by trimap width, for the template."""
     place = _BANDS.get(trimap["around"], trimap["around"])
     image = visualize.plot_trimap(trimap["widths"], trimap["miou"])
     alt = f"mIoU in bands around {place}, by width; the table lists the values."
@@ -201,6 +205,7 @@ def _describe_trimap(trimap: Mapping) -> dict:
 
 
 def _describe_calibration(calibration: Mapping) -> dict:
+    """Returns calibration errors and reliability diagram, for the template."""
     parts = [calibration[name] for name in ("confidence", "accuracy", "pixels")]
     alt = f"Reliability diagram: accuracy in {calibration['bins']} confidence bins."
     return {
@@ -225,6 +230,7 @@ def _make_gallery_section(
 
 
 def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
+    """Returns name, score, thumbnails and classes of an image, for the template."""
     classes = _sort_classes_by_size(scored, info)
     named = [describe_class(label, info) for label in classes[:_NAMED_CLASSES]]
     return {
@@ -237,6 +243,7 @@ def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
 
 
 def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
+    """Returns shrunk image, ground truth, prediction and errors by caption."""
     size = fit(scored.truth.shape, _SIDE)
     truth, prediction = (
         shrink_labels(labels, size) for labels in (scored.truth, scored.prediction)

@@ -51,7 +51,8 @@ class _Submission:
         self._overwrite = overwrite
 
     def __enter__(self):
-        folder, name = outputs.split(self._path)
+        """Checks that the path can be written and opens a scratch archive."""
+        folder, name = outputs.split_path(self._path)
         if not tf.io.gfile.isdir(folder):
             raise UserError(
                 f"{self._path} cannot be written, because there is no folder {folder}; "
@@ -65,6 +66,7 @@ class _Submission:
         return self
 
     def __exit__(self, error_type, error, trace):
+        """Publishes the archive unless there was an error."""
         with self._scratch:
             self._archive.close()
             if error_type is None:
@@ -96,6 +98,7 @@ class _Submission:
         self._members.add(member)
 
     def _check(self, name: str, labels: np.ndarray) -> None:
+        """Raises UserError for a name or labels that the server would reject."""
         if labels.ndim != 2 or labels.dtype.kind not in "iu":
             raise UserError(
                 f"the labels of {name} must be integers [height, width]; received "

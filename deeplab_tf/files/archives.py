@@ -145,6 +145,7 @@ def _extract_members(
     wanted: Sequence[str] | None,
     limit: int,
 ) -> None:
+    """Extracts the wanted members to a new folder and writes its stamp."""
     os.mkdir(folder)
     with open(os.path.join(folder, _STAMP), "xb") as stamp, archive.open("rb") as file:
         stamp.write(stamp_header)
@@ -243,6 +244,10 @@ def _require_replaceable(folder: str) -> None:
 
 
 def _publish(new: str, target: str, stamp_header: bytes) -> None:
+    """Moves a new folder to the target, unless another process was first.
+
+    Retries if the target appears or changes in the meantime.
+    """
     for _ in range(_ATTEMPTS):
         try:
             os.rename(new, target)

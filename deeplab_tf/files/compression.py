@@ -65,6 +65,7 @@ class _Decompressed(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
+        """Fills a buffer with decompressed bytes and returns their number."""
         data = b""
         while not data:
             if self._decompressor.eof:
@@ -79,6 +80,7 @@ class _Decompressed(io.RawIOBase):
         return len(data)
 
     def _decompress(self, size: int) -> bytes:
+        """Returns up to `size` decompressed bytes; none if more input is needed."""
         try:
             data = self._decompressor.decompress(self._rest, size)
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:

@@ -106,6 +106,7 @@ def _remote_kind(path: str) -> Kind:
 
 
 def _local_kind(path: str) -> Kind:
+    """Returns the kind of a local path, following links."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -261,6 +262,7 @@ def list_tree(folder: PathLike, skipped: Collection[str] = ()) -> list[str]:
 
 
 def _walk(root: str, below: str, left_out: set[str]) -> Iterator[str]:
+    """Yields the visible files of a folder, recursively; see `list_tree`."""
     folder = os.path.join(root, below)
     real = os.path.realpath(folder)
     if real in left_out:

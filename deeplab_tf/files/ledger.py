@@ -73,6 +73,7 @@ class Ledger:
         self._version = self._current_version()
 
     def _current_version(self) -> tuple[int, ...] | None:
+        """Returns values that change whenever the file does; None without a file."""
         if not tf.io.gfile.exists(self._path):
             return None
         if is_remote(self._path):
@@ -83,6 +84,7 @@ class Ledger:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _read(self) -> dict[str, set[str]]:
+        """Returns the digests in the file by name, leaving out invalid lines."""
         found = {}
         if not tf.io.gfile.exists(self._path):
             return found

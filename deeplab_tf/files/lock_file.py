@@ -55,7 +55,7 @@ class Owner:
             boot=_read_proc("sys/kernel/random/boot_id"),
             namespace=_read_pid_namespace(),
             pid=os.getpid(),
-            started=_start_time(os.getpid()),
+            started=_read_start_time(os.getpid()),
             since=f"{now:%Y-%m-%d %H:%M:%S} UTC",
         )
 
@@ -95,7 +95,7 @@ class Owner:
             return None
         if self.pid == observer.pid:
             return False  # an earlier lock of this process
-        started = _start_time(self.pid)
+        started = _read_start_time(self.pid)
         if started:
             return started == self.started
         return None if _is_hidden(self.pid) else False
@@ -117,7 +117,7 @@ def _read_pid_namespace() -> str:
         return ""
 
 
-def _start_time(pid: int) -> str:
+def _read_start_time(pid: int) -> str:
     """Returns the start time of a process: "" if unknown, "Z" or "X" if it is dead."""
     # The program name, in parentheses, may itself contain spaces and parentheses.
     state, *fields = _read_proc(f"{pid}/stat").rpartition(")")[2].split() or [""]

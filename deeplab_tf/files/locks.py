@@ -124,6 +124,7 @@ class _TrainingLock:
         self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def acquire(self) -> None:
+        """Acquires the lock and starts the heartbeats; creates the folder if needed."""
         try:
             self._created = lock_file.make_folder(os.path.dirname(self._path))
             while not self._try_acquire():
@@ -194,12 +195,12 @@ class _TrainingLock:
             return
         is_running = owner.is_running(self._owner)
         if is_running is None:
-            is_running = self._is_renewed(owner)
+            is_running = self._wait_for_heartbeat(owner)
         if is_running:
             raise self._make_error(owner)
 
-    def _is_renewed(self, owner: Owner) -> bool:
-        """Waits for a heartbeat of the owner and says so; returns whether it came."""
+    def _wait_for_heartbeat(self, owner: Owner) -> bool:
+        """Returns whether the owner renews its lock within a time; prints messages."""
         limit = STALE_PERIODS * HEARTBEAT_SECS
         print(
             f"{self._folder} is locked by {owner}; waiting {limit:.0f} s to see "
@@ -226,6 +227,7 @@ class _TrainingLock:
         )
 
     def verify(self) -> None:
+        """Raises UserError if the lock file is gone or has another owner."""
         try:
             found = self._read()
         except OSError:

@@ -34,7 +34,7 @@ _REMEDIES = (
 )
 
 
-def split(path: str) -> tuple[str, str]:
+def split_path(path: str) -> tuple[str, str]:
     """Splits a path into folder, such as "." or "gs://bucket/", and name."""
     folder, slash, name = path.rpartition("/")
     if folder.endswith(":/") or not folder:
@@ -59,14 +59,14 @@ def _resolve_links(path: str) -> str:
 def is_ours(path: str) -> bool:
     """Returns whether an existing file is unchanged output of ours."""
     path = _resolve_links(path)
-    folder, name = split(path)
+    folder, name = split_path(path)
     digests = open_ledger(folder).digests(name)
     return bool(digests) and digest_file(path) in digests
 
 
 def is_recorded(path: str) -> bool:
     """Returns whether we wrote a file to this path, even if it changed since."""
-    folder, name = split(_resolve_links(path))
+    folder, name = split_path(_resolve_links(path))
     return bool(open_ledger(folder).digests(name))
 
 
@@ -76,7 +76,7 @@ def record_before_move(source: str, path: str) -> None:
 
 
 def _find_identities(paths: Iterable[str]) -> set:
-    """Identifies local files by device and inode, and remote ones by path."""
+    """Returns keys that are equal for the same file: device and inode, or path."""
     found = set()
     for path in paths:
         if is_remote(path):
@@ -134,7 +134,7 @@ def claim(
 
 
 def _record_digest(path: str, digest: str) -> None:
-    folder, name = split(path)
+    folder, name = split_path(path)
     open_ledger(folder).add(name, digest)
 
 
@@ -284,7 +284,7 @@ def _upload(source: str, target: str) -> None:
     valid SavedModel only while it contains the graph.
     """
     if not os.path.isdir(source):
-        tf.io.gfile.makedirs(split(target)[0])
+        tf.io.gfile.makedirs(split_path(target)[0])
         _record_digest(target, digest_file(source))
         tf.io.gfile.copy(source, target, overwrite=True)
         return

@@ -245,6 +245,7 @@ def _read_header(stream: _Stream) -> _Header | None:
 
 
 def _read_plain_header(stream: _Stream) -> _Header | None:
+    """Returns the next header, without applying extensions; None at the end."""
     position = stream.position
     block = stream.read_block()
     if len(block) < _HEADER:

@@ -36,7 +36,7 @@ class LargeMask:
                 f"{path} is {header.format} with {header.width}x{header.height} "
                 f"pixels; masks this large must be {', '.join(strips.STRIP_FORMATS)}"
             )
-        lossy = self._find_loss(header)
+        lossy = self._find_lossy_format(header)
         self._shape = header.height, header.width
         found: Counter[int] = Counter()
         first = None
@@ -50,8 +50,11 @@ class LargeMask:
         values = _unpack(self._keys, first)
         self.values = values._replace(lossy=lossy, counts=counts)
 
-    def _find_loss(self, header: strips.Header) -> str:
-        """Checks orientation and pages, and returns the format if lossy, else ""."""
+    def _find_lossy_format(self, header: strips.Header) -> str:
+        """Returns the name of the format if it is lossy, otherwise "".
+
+        Raises UserError for an EXIF rotation or several pages.
+        """
         if header.orientation != 1:
             raise UserError(
                 f"{self._path} has an EXIF rotation, which viewers may ignore; rotate "
@@ -90,6 +93,7 @@ class LargeMask:
 
 
 def _count_keys(mask: Mask) -> dict[int, int]:
+    """Returns the pixel count of each packed value or colour."""
     packed = _pack(mask)
     if packed.max(initial=0) <= mask_files.MAX_VALUE:
         counts = lookup.count_values(packed)
@@ -110,6 +114,7 @@ def _pack(mask: Mask) -> np.ndarray:
 
 
 def _unpack(keys: np.ndarray, mask: Mask) -> Mask:
+    """Returns a mask of one row with the value or colour of each number."""
     is_clear = keys >= _CLEAR
     values = keys % _CLEAR
     pixels = values.astype(np.uint8 if mask.white < 256 else np.uint16)

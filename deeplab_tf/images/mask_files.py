@@ -50,7 +50,7 @@ class Mask(NamedTuple):
     lossy: str = ""
     counts: np.ndarray | None = None
 
-    def count(self, where: np.ndarray) -> int:
+    def count_pixels(self, where: np.ndarray) -> int:
         """Returns the number of pixels in the file where a bool array is true."""
         return int(np.sum(where if self.counts is None else self.counts[where]))
 
@@ -254,6 +254,7 @@ def _find_clear(alpha: np.ndarray) -> np.ndarray | None:
 
 
 def _from_image(path: epath.Path, image: Image.Image, content: bytes) -> Mask:
+    """Converts an opened image to a mask, without changing values or indices."""
     is_clear = None
     if image.mode in ("LA", "PA", "RGBA"):
         is_clear = _find_clear(np.asarray(image.getchannel("A")))

@@ -91,6 +91,7 @@ def _is_lossless_in_pillow(image: Image.Image, channels: int) -> bool:
 def _read_other(
     path: _Path, content: bytes, image: Image.Image, channels: int
 ) -> np.ndarray:
+    """Reads a file that needs no tifffile; raises UserError if bits would be lost."""
     if image.format in ("PNG", "JPEG", "MPO"):
         return read_png(path, content)
     bits = _find_bits_per_channel(image.format, content)
@@ -170,6 +171,7 @@ def open_tiff(path: _Path, content: bytes) -> Iterator[Any]:
 
 
 def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:
+    """Returns pixels and EXIF orientation of a TIFF, read with tifffile."""
     with open_tiff(path, content) as file:
         series = file.series[0]
         check_pixel_count(path, series.shape, channels)

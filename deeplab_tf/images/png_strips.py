@@ -21,6 +21,8 @@ _BYTE_FORMATS = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16,
 
 
 class _Header(NamedTuple):
+    """The fields of a PNG header (IHDR), in order."""
+
     width: int
     height: int
     bits: int
@@ -112,7 +114,7 @@ def _cut(
             left -= count
             previous = raw[-header.row_bytes :]
             png = _add_filters(raw, count)
-            yield _write(header._replace(height=count), before, png)
+            yield _assemble(header._replace(height=count), before, png)
     if left:
         raise ValueError(f"image file is truncated ({left} rows are missing)")
 
@@ -127,7 +129,7 @@ def _undo_filters(header: _Header, previous: bytes, data: bytes, count: int) -> 
     bits, color_type = _BYTE_FORMATS[pixel_bytes]
     width = header.row_bytes // pixel_bytes
     header = _Header(width, count + 1, bits, color_type, 0, 0, 0)
-    png = _write(header, [], b"\0" + previous + data)
+    png = _assemble(header, [], b"\0" + previous + data)
     if bits == 16:
         array = tf.io.decode_png(png, dtype=tf.uint16).numpy().astype(">u2")
     else:
@@ -141,7 +143,8 @@ def _add_filters(raw: bytes, count: int) -> bytes:
     return np.pad(rows, ((0, 0), (1, 0))).tobytes()
 
 
-def _write(header: _Header, before: list[tuple[bytes, bytes]], data: bytes) -> bytes:
+def _assemble(header: _Header, before: list[tuple[bytes, bytes]], data: bytes) -> bytes:
+    """Returns a PNG of a header, chunks to put before the data, and raw rows."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", *header)),
         *before,

@@ -101,6 +101,7 @@ def read_strips(path: _Path, start: int = 0) -> Iterator[tuple[int, Strip]]:
 def _read_strips(
     path: _Path, file: BinaryIO, header: Header, rows: int, start: int
 ) -> Iterator[tuple[int, Strip]]:
+    """Yields the strips of an open file by the method that its format needs."""
     if header.format == "PNG":
         pngs = cut_png(file, rows)
         yield from ((number * rows, png) for number, png in enumerate(pngs))
@@ -254,6 +255,7 @@ def _decode_segments(
 
 
 def _read_npy_rows(path: _Path, file: BinaryIO, top: int, bottom: int) -> np.ndarray:
+    """Reads the rows from `top` to `bottom` of a .npy file."""
     file.seek(0)
     shape, is_fortran, dtype = _read_npy_header(path, file)
     if is_fortran or dtype.hasobject:

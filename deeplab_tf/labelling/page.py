@@ -93,6 +93,7 @@ def _describe_image(
     info: DatasetInfo,
     side: int,
 ) -> dict:
+    """Returns thumbnails and class shares of an image, for the template."""
     size = fit(labels.shape, side)
     small = shrink_labels(labels, size)
     order = [x for x in np.argsort(-counts, kind="stable").tolist() if counts[x]]

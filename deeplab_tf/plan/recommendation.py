@@ -174,7 +174,7 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "train")
     request = _read_request(values, flags.read_preset(values))
     if values.json:
-        folder, name = outputs.split(values.json)
+        folder, name = outputs.split_path(values.json)
         outputs.claim(folder, [name], values.overwrite)
     limit = measuring.usable_mebibytes(request.mebibytes)
 

@@ -61,7 +61,7 @@ def _quiet_ctrl_c() -> Iterator[None]:
 
 
 def read_command_line() -> list[str]:
-    """Returns the arguments of the command line that repeats this program."""
+    """Returns the command that started this program, without its folder."""
     program, *arguments = sys.argv
     name = os.path.basename(program)
     return [*(["python"] if name.endswith(".py") else []), name, *arguments]
@@ -101,6 +101,7 @@ def start_tensorflow(has_frozen_weights: bool = False) -> None:
 
 
 def _require_tensorflow_backend() -> None:
+    """Exits with an error if Keras is configured for another backend."""
     try:
         import keras
 
@@ -152,7 +153,7 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
     except Interrupted as error:
         line = f"{called}: interrupted by {error.signal.name} before it finished"
         if error.checkpoint:
-            line = f"to resume, run: {shlex.join(command_line())}"
+            line = f"to resume, run: {shlex.join(make_resume_command())}"
         # After SIGHUP, the terminal may be closed.
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
@@ -260,8 +261,8 @@ def _find_program(name: str) -> str:
     return f"python {script if os.path.exists(script) else f'-m deeplab_tf {name}'}"
 
 
-def command_line() -> list[str]:
-    """Returns the command line that runs this process again."""
+def make_resume_command() -> list[str]:
+    """Returns the command that starts this program again, with its full path."""
     program, *arguments = sys.argv
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec and program.endswith(f"{spec.name.replace('.', os.sep)}.py"):

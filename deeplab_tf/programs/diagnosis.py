@@ -46,6 +46,7 @@ _CELL = 320  # longer side of an image in the sheet, in pixels
 
 
 def _open_splits(values) -> dict[str, Source]:
+    """Opens the splits that the flags name, by default all in the folder."""
     folder = values.dataset_dir or ""
     info = sources.resolve_info(values.dataset, folder)
     splits = values.splits or sources.list_splits(info, folder)
@@ -126,6 +127,7 @@ def _print_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> None:
 
 
 def _print_images(reports: Sequence[SplitReport]) -> None:
+    """Prints number, sizes, mean and standard deviation of each split's images."""
     for report in reports:
         print(f"\n{report.split}: {pluralize(report.images, 'image(s)')}")
         if not report.sizes:
@@ -178,6 +180,7 @@ def _output_files(values) -> list[str]:
 
 
 def _write_files(values, splits: dict[str, Source], diagnosis: Diagnosis) -> None:
+    """Writes samples and report to the output folder and prints their paths."""
     samples = _draw_samples(splits, values.samples)
     drawn = [image for images in samples.values() for image in images]
     tf.io.gfile.makedirs(_output_dir(values))

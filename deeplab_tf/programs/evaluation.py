@@ -48,6 +48,7 @@ def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalC
 
 
 def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
+    """Evaluates an exported model."""
     others = (*flags.INFERENCE, *_CHECKPOINT_FLAGS)
     artefact, (folder, info) = load_exported_model(values, path, others)
     if values.calibration:
@@ -62,7 +63,7 @@ def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
         batch_size=config.eval_batch_size,
     )
     split = Split(data, values.eval_split, info)
-    _score(values, Evaluator(artefact, config), split, path)
+    _score_and_report(values, Evaluator(artefact, config), split, path)
 
 
 def _evaluate_checkpoint(
@@ -95,17 +96,19 @@ def _evaluate_checkpoint(
             (preset.data, dataclasses.replace(preset.data, **used)),
         ]
         print(describe_run(preset, parts, eval_split=split.name))
-    _score(values, Evaluator(model, config), split, checkpoint.prefix, experiment)
+    _score_and_report(
+        values, Evaluator(model, config), split, checkpoint.prefix, experiment
+    )
 
 
-def _score(
+def _score_and_report(
     values: absl_flags.FlagValues,
     evaluator: Evaluator,
     split: Split,
     source: str,
     experiment: Experiment | None = None,
 ) -> None:
-    """Evaluates a model, then writes and prints the results."""
+    """Evaluates a model on a split; writes and prints the results."""
     info = split.info
     if _read_corruptions(values) and info.channels != 3:
         raise UserError(

@@ -173,6 +173,7 @@ def _check_quantization(
 def _make_options(
     values: absl_flags.FlagValues, evaluation: EvalConfig, resizing: Resizing | None
 ) -> ExportOptions:
+    """Returns the export options from flags and inference protocol."""
     return ExportOptions(
         window=evaluation.window_size,
         upsampled_logits=evaluation.prediction_with_upsampled_logits,

@@ -127,6 +127,7 @@ def _describe(flag: absl_flags.Flag) -> str:
 
 
 def _describe_lines(flag: absl_flags.Flag) -> Iterator[str]:
+    """Yields a flag's name and default, and its wrapped meaning."""
     kind, default = placeholder(flag), format_default(flag)
     name = f"  --{flag.name}={kind}" if kind else f"  --[no]{flag.name}"
     if flags.is_required(flag):

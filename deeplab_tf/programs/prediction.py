@@ -65,6 +65,7 @@ def _load_labeler(
 
 
 def _load_artefact(values: absl_flags.FlagValues) -> tuple[Labeler, DatasetInfo]:
+    """Loads an exported model; returns a labeler and the classes."""
     require_no_model_flags(values, values.model, flags.INFERENCE)
     artefact = load_artefact(values.model)
     info = _resolve_artefact_classes(artefact, values.dataset)
@@ -81,6 +82,10 @@ def _resolve_artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
 
 
 def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[Labeler, DatasetInfo]:
+    """Restores a checkpoint and prints deviations from its preset.
+
+    Returns a labeler with the flags' inference protocol, and the classes.
+    """
     preset = flags.read_preset(values)
     base = preset.evaluation if preset else EvalConfig()
     config = flags.read_options(values, EvalConfig, base)
@@ -114,6 +119,10 @@ def compile_labeler(
 
 
 def _label_images(values: absl_flags.FlagValues) -> None:
+    """Labels the images of the flags and writes all requested outputs.
+
+    Reports broken images that were skipped, and the number of labelled ones.
+    """
     paths = find_images(values.images, values.image_list, values.output_dir or "")
     images = ImageReader(paths, values.skip_broken)
     images.check_headers()
@@ -166,6 +175,7 @@ def _find_geotiffs(paths: Mapping[str, str]) -> dict[str, str]:
 def _claim_by_folder(
     values: absl_flags.FlagValues, names: Iterable[str], inputs: Iterable[str]
 ) -> None:
+    """Claims outputs, whose names may have subfolders, folder by folder."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folders.setdefault(os.path.dirname(name), []).append(os.path.basename(name))
@@ -217,6 +227,7 @@ def claim_existing(
 
 
 def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
+    """Claims the outputs of a video."""
     names = [writers.make_overlay_name(video)]
     outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:

@@ -40,7 +40,7 @@ from deeplab_tf.training.trainer import Trainer
 def _read_experiment(
     values: absl_flags.FlagValues, preset: Preset | None, source: Source
 ) -> Experiment:
-    """Returns the experiment that the flags describe; describes the run of a preset."""
+    """Returns the experiment of the flags; prints deviations from the preset."""
     split = flags.read_split(values, "train_split", preset)
     info = source.info
     base, name = _find_base_model(values, preset)
@@ -107,7 +107,11 @@ def _check_records(values, experiment: Experiment, source: Source) -> Experiment
 
 
 def _pair_with_preset(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
-    """Returns the arguments of `describe_run` and `is_preset_followed`."""
+    """Returns the arguments that compare the experiment with its preset.
+
+    They are pairs and keyword arguments of `describe_run` and
+    `is_preset_followed`.
+    """
     parts = [
         (preset.model, experiment.model),
         (preset.data, experiment.data),
@@ -130,6 +134,10 @@ def _read_batch_norm_policy(values, preset: Preset | None) -> str:
 
 
 def _make_validation(values, experiment: Experiment, preset) -> Validation | None:
+    """Returns how to score the model during training, None if it is off.
+
+    The mIoU of the preset is expected only if its settings are followed.
+    """
     if not experiment.train.eval_interval_steps:
         return None
     data, info = experiment.data, experiment.info
@@ -159,6 +167,7 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
+    """Prepares the run under the lock of its folder, then trains."""
     source = _open_records(values, preset)
     experiment = _read_experiment(values, preset, source)
     validation = _make_validation(values, experiment, preset)
@@ -198,6 +207,7 @@ def _run(
     validation: Validation | None,
     plan: Sequence[str],
 ) -> None:
+    """Prints the plan and trains, or only runs the check of --sanity_overfit."""
     config, data, split = experiment.train, experiment.data, experiment.split
     devices = ", ".join(d.name for d in tf.config.list_logical_devices())
     if trainer.worker.is_chief:

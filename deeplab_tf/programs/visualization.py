@@ -82,6 +82,7 @@ def _make_labeler(
     info: DatasetInfo,
     prints_preset: bool,
 ) -> Labeler:
+    """Restores a checkpoint and returns a labeler; may print preset deviations."""
     preset = flags.read_preset(values)
     model = load_model(values, checkpoint, info)
     if preset and prints_preset:
@@ -95,12 +96,13 @@ def _make_labeler(
     return compile_labeler(ResizingPredictor(predictor, Resizing(*sizes)), info)
 
 
-def _write(
+def _write_predictions(
     values: absl_flags.FlagValues,
     config: EvalConfig,
     labeler: Labeler,
     records: Records,
 ) -> None:
+    """Labels all images and writes coloured and, if selected, raw labels."""
     images = _read_images(values, records)
     colors = COLORMAPS[values.colormap_type]
     colormap = np.zeros((256, 3), np.uint8)
@@ -127,10 +129,10 @@ def main(values: absl_flags.FlagValues) -> None:
     path = values.checkpoint_dir
     if is_artefact(path):
         artefact, records = load_exported_model(values, path, _CHECKPOINT_FLAGS)
-        _write(values, config, artefact.labels, records)
+        _write_predictions(values, config, artefact.labels, records)
         return
     checkpoints = list_checkpoints(values, values.max_number_of_iterations)
     for i, checkpoint in enumerate(checkpoints):
         records, _ = find_records(values, checkpoint)
         labeler = _make_labeler(values, config, checkpoint, records.info, i == 0)
-        _write(values, config, labeler, records)
+        _write_predictions(values, config, labeler, records)

@@ -96,6 +96,7 @@ def resolve_batch_norm(
 def _choose_policy(
     policy: str, images: int, replicas: int, untrained
 ) -> BatchNormPolicy:
+    """Returns the policy and its reason, without checking it."""
     if policy != "auto":
         return BatchNormPolicy(policy, "as requested")
     if images >= _ENOUGH:

@@ -60,6 +60,7 @@ def _draw_loss(axes, steps, losses) -> None:
 
 
 def _draw_score(name: str, axes, steps, scores) -> None:
+    """Plots the scores in per cent and marks the best one."""
     best = np.argmax(scores)
     axes.plot(steps, scores, color=_SCORE, linewidth=1.8, marker="o", markersize=4)
     axes.plot(

@@ -66,6 +66,7 @@ def report_lost_workers(worker: Worker) -> Iterator[None]:
 
 
 def _task_range(cluster: dict, kind: str) -> range:
+    """Returns the indices of a kind of task in a cluster."""
     return range(len(cluster.get(kind, ())))
 
 
@@ -169,6 +170,7 @@ def _require_tf_config() -> None:
 
 
 def _find_tf_config_problem(text: str) -> str:
+    """Returns the first problem with the value of TF_CONFIG, or ""."""
     if not text:
         return "it is not set"
     try:
@@ -205,6 +207,7 @@ def _make_multi_worker_strategy() -> tf.distribute.Strategy:
 
 
 def _make_tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
+    """Connects to a TPU and returns its strategy; UserError if there is none."""
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local")
         tf.config.experimental_connect_to_cluster(resolver)

@@ -187,6 +187,7 @@ def explain_divergence(
 
 
 def _describe_trend(losses: Sequence[float]) -> str:
+    """Describes how the last losses changed, for an error message."""
     if not losses:
         return ""
     first, last, steps = losses[0], losses[-1], len(losses) - 1

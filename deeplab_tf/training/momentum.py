@@ -100,6 +100,7 @@ class Momentum(keras.optimizers.Optimizer):
         accumulator: keras.Variable,
         learning_rate: Tensor,
     ) -> None:
+        """Updates variable and accumulator with TensorFlow's fused operation."""
         import tensorflow as tf
 
         # Separate products and sums would allocate four tensors.

@@ -31,15 +31,17 @@ class QuantizationDelay:
             self.model = quantize_model(model)
 
     def model_at(self, step: int) -> keras.Model:
-        """Returns the model as step number `step` left it."""
+        """Returns the model after `step` steps: quantised once a step has rounded."""
         return self.model if step > self._delay else self._exact
 
     def make_network(
         self, make: Callable[[keras.Model], keras.Model], step: keras.Variable
     ) -> Callable:
-        """Returns the network to train; `make` returns that of a model.
+        """Returns the network to train, which starts to round after the delay.
 
-        `step` is the number of steps done.
+        Args:
+            make: Returns the network to train for a model; see `training_outputs`.
+            step: Number of steps done.
         """
         network = make(self.model)
         if self._delay <= 0:
@@ -57,6 +59,7 @@ class QuantizationDelay:
 
 
 def _check(model: keras.Model, config: TrainConfig, replicas: int) -> None:
+    """Raises UserError for a model or setting that does not allow quantisation."""
     setting = f"--quantize_delay_step={config.quantize_delay_step}"
     if config.normalization != "freeze":
         raise UserError(

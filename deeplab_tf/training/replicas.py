@@ -159,6 +159,7 @@ def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
 
 
 def _to_dataset(batches: Iterable) -> tf.data.Dataset:
+    """Converts batches to a dataset; reads them all if they are not one yet."""
     if isinstance(batches, tf.data.Dataset):
         return batches
     batches = list(batches)

@@ -45,15 +45,15 @@ class Scoring(Protocol):
 
     @property
     def dataset(self) -> Callable[[int, int], tf.data.Dataset]:
-        """See `Validation`."""
+        """Function of `(worker, num_workers)` that returns a worker's images."""
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """See `Validation`."""
+        """Measures to report; the first one selects the best model."""
 
     @property
     def make_scorer(self) -> Callable:
-        """See `Validation`."""
+        """Function that returns a scorer; see `Validation.make_scorer`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +191,7 @@ class Reporter:
         )
 
     def _log(self, step: int, row: list[float], speed: float) -> None:
+        """Writes the metrics of a step to progress bar, history and summaries."""
         data_loss, regularization, learning_rate, *_ = row
         self._progress.set_postfix(
             loss=f"{data_loss:.3f}", lr=f"{learning_rate:.2g}", img_per_s=f"{speed:.1f}"
@@ -321,6 +322,7 @@ class Reporter:
 
 
 def _compare_miou(miou: float, expected: float) -> str:
+    """Describes how a score compares with the expected mIoU."""
     if miou >= expected - _MIOU_SPREAD:
         return f"as expected ({expected:.2f})"
     return (

@@ -131,6 +131,7 @@ class TrainingState:
         return self._save(os.path.join(self.folder, BEST), 1)
 
     def _save(self, folder: str, kept: int) -> str:
+        """Saves a checkpoint to a folder, under its lock; returns the prefix."""
         step = int(self._step.numpy())
         name = f"{NAME}-{step}"
         self._require_finite(step)
@@ -206,6 +207,7 @@ def _require_format(reader, prefix: str) -> None:
 def _describe_mismatch(
     prefix: str, key: str, saved: str | None, current: str | None
 ) -> str:
+    """Returns the error for a variable that differs from the checkpoint's."""
     name = "/".join(from_key(key)) or key
     remedy = "a different --train_logdir"
     is_range = not is_model_variable(name)

@@ -81,13 +81,14 @@ class TrainStep:
         pixels = sum_over_replicas(losses.count_pixels(labels, config.ignore_label))
 
         def differentiate(images, labels):
+            """Returns gradients of the summed loss, and losses and class counts."""
             # Otherwise, dropout advances its seed even if the data have ended.
             with tf.control_dependencies([images]), tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(self._network(images, training=True))
                 loss = tf.add_n([self._loss(x, labels, pixels) for x in outputs])
                 if self._teacher is not None:
                     soft = self._teacher(images, outputs[0], labels)
-                    loss += config.teacher_weight * soft / self._parts
+                    loss += config.teacher_weight * soft / self._part_count
             gradients = tape.gradient(loss, variables, loss_scale)
             return gradients, [loss[None], *self._count_classes(outputs[0], labels)]
 
@@ -127,7 +128,7 @@ class TrainStep:
         return losses.shrink_labels(labels, size)
 
     def _loss(self, logits, labels, pixels):
-        """Returns this replica's loss over the valid pixels of all replicas."""
+        """Returns this replica's loss, divided by the valid pixels of all replicas."""
         config = self._config
         if config.upsample_logits:
             resizing = self._model_config.conventions.resizing
@@ -151,10 +152,10 @@ class TrainStep:
             # the divisor is how many of them have a loss above 0.
             pixels = sum_over_replicas(own_pixels) * config.accumulate_steps
         loss = total / tf.maximum(pixels, 1.0)
-        return loss + tricks.region_loss(labels, logits, config) / self._parts
+        return loss + tricks.region_loss(labels, logits, config) / self._part_count
 
     @property
-    def _parts(self) -> int:
+    def _part_count(self) -> int:
         """Number of parts of a batch, each with its own loss; the losses are summed."""
         context = tf.distribute.get_replica_context()
         return context.num_replicas_in_sync * self._config.accumulate_steps

@@ -36,7 +36,10 @@ class _Client(Protocol):
 
 
 class _Wandb:
+    """A client of Weights & Biases."""
+
     def start(self, run_id: str | None, folder: str, settings: Mapping) -> str:
+        """Starts or resumes a run; returns its id."""
         wandb = import_extra("wandb", "wandb", "--tracker=wandb needs")
         options = wandb.Settings(
             console="off", init_timeout=_TIMEOUT, finish_timeout=_TIMEOUT
@@ -61,7 +64,10 @@ class _Wandb:
 
 
 class _Mlflow:
+    """A client of MLflow."""
+
     def start(self, run_id: str | None, folder: str, settings: Mapping) -> str:
+        """Starts or resumes a run; returns its id."""
         # By default, it repeats requests for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT))
@@ -119,16 +125,16 @@ class Tracker:
 
     def start(self) -> None:
         """Starts the run, or resumes that of the `train_logdir`."""
-        self._try(self._start)
+        self._call_client(self._start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Logs values by name, such as "train/data_loss"."""
         numbers = {name: float(value) for name, value in values.items()}
-        self._try(lambda client: client.log(step, numbers))
+        self._call_client(lambda client: client.log(step, numbers))
 
     def finish(self, has_failed: bool = False) -> None:
         """Ends the run."""
-        self._try(lambda client: client.finish(has_failed))
+        self._call_client(lambda client: client.finish(has_failed))
         self._client = None
 
     def _start(self, client: _Client) -> None:
@@ -147,7 +153,8 @@ class Tracker:
         stored: Any = json.loads(text_files.read_content(path))
         return stored["run"] if stored["tracker"] == self._name else None
 
-    def _try(self, function: Callable[[_Client], None]) -> None:
+    def _call_client(self, function: Callable[[_Client], None]) -> None:
+        """Calls a function with the client; warns and ends tracking if it fails."""
         if self._client is None:
             return
         try:

@@ -101,12 +101,14 @@ class Trainer:
         return replicas.compile(step, self.compiles), half
 
     def _make_network(self, model: keras.Model) -> keras.Model:
+        """Returns the model's training outputs, optimised for this device."""
         network = training_outputs(model)
         if not (self.compiles or self._replicas.is_accelerated):
             network = convert_pointwise_to_matmul(network)
         return recompute_backbone(network) if self.config.recompute else network
 
     def _make_state(self, folder: str | None) -> TrainingState | None:
+        """Returns the state to save and restore; None without a folder."""
         if folder is None:
             return None
         groups = {
@@ -332,6 +334,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _translate_end_of_data(self) -> Iterator[None]:
+        """Raises `UserError` if the dataset ends before the training does."""
         try:
             yield
         except tf.errors.OutOfRangeError:
@@ -348,11 +351,13 @@ class Trainer:
         return Reporter(self.config, info, self.worker.is_chief, validation)
 
     def _is_done(self, reporter: Reporter) -> bool:
+        """Returns whether all steps are done or the score no longer improves."""
         limit = self.config.early_stop_evals
         is_stuck = bool(limit) and reporter.evaluations_since_best >= limit
         return is_stuck or self.step >= self.config.training_number_of_steps
 
     def _start(self, reporter: Reporter) -> None:
+        """Prepares checks, averages and reports for the first step of this run."""
         self._saved_at = time.monotonic()
         self._require_finite_values()
         self._check.reset(self.step)

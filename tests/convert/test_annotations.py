@@ -160,7 +160,7 @@ def test_polygons_equal_pycocotools():
         runs = masks.frPyObjects([points.ravel().tolist()], height, width)
         patch = drawing.draw_polygons([points], height, width)
         mask = np.zeros((height, width), bool)
-        patch.of(mask)[...] = patch.mask
+        patch.crop(mask)[...] = patch.mask
         np.testing.assert_array_equal(mask, masks.decode(runs)[..., 0], str(points))
 
 

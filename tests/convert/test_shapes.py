@@ -20,7 +20,9 @@ SIZE = (48, 64)
 
 def make_scenes(count, image_size=(96, 96)):
     """Returns `count` scenes, each from its own seed."""
-    return [shapes.scene(np.random.default_rng(i), image_size) for i in range(count)]
+    return [
+        shapes.draw_scene(np.random.default_rng(i), image_size) for i in range(count)
+    ]
 
 
 def read_names(root, split):
@@ -38,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("image_size", [(128, 128), (33, 61), (90, 32)])
 def test_scene_has_requested_size_and_types(image_size):
-    image, label = shapes.scene(np.random.default_rng(3), image_size)
+    image, label = shapes.draw_scene(np.random.default_rng(3), image_size)
     assert image.shape == (*image_size, 3)
     assert label.shape == image_size
     assert image.dtype == label.dtype == np.uint8
@@ -62,7 +64,7 @@ def test_void_covers_two_pixels_on_either_side_of_contours():
     top[:, 6:] = 1
     top[:, 14:] = 2
     square = shapes._Object(2, None, 0, 0, None)
-    label = shapes._label([square, square], top)
+    label = shapes._make_label([square, square], top)
     # Contours lie between columns 5|6 and 13|14.
     expected = [0] * 4 + [255] * 4 + [2] * 4 + [255] * 4 + [2] * 4
     np.testing.assert_array_equal(label, [expected] * 9)
@@ -70,7 +72,7 @@ def test_void_covers_two_pixels_on_either_side_of_contours():
 
 def test_objects_are_half_visible_and_within_size_limits():
     for seed in range(30):
-        objects, top = shapes._layout(np.random.default_rng(seed), (100, 140))
+        objects, top = shapes._place_objects(np.random.default_rng(seed), (100, 140))
         assert 2 <= len(objects) <= 5
         for number, item in enumerate(objects, 1):
             assert 18 <= item.size <= 46
@@ -92,7 +94,7 @@ def test_hue_depends_on_class_but_overlaps_with_neighbours():
     ground = np.zeros(3, np.float32)
     for class_id in range(1, 7):
         colors = [
-            [shapes._draw_object_color(rng, class_id, ground) for _ in range(400)]
+            [shapes._choose_object_color(rng, class_id, ground) for _ in range(400)]
         ]
         hue = np.deg2rad(cv2.cvtColor(np.float32(colors), cv2.COLOR_RGB2HSV)[0, :, 0])
         class_hue = 60 * (class_id - 1)
@@ -152,7 +154,7 @@ def test_dataset_info_describes_the_folder(folder):
 
 
 def test_files_contain_the_scene(folder):
-    image, label = shapes.scene(np.random.default_rng((7, 1, 2)), SIZE)
+    image, label = shapes.draw_scene(np.random.default_rng((7, 1, 2)), SIZE)
     png = Image.open(folder / "SegmentationClass/val_00002.png")
     assert png.mode == "P"
     np.testing.assert_array_equal(np.asarray(png), label)
@@ -235,7 +237,7 @@ def test_program_writes_into_an_empty_folder(tmp_path, capsys):
         "mIoU on val if labelled by the nearest mean colour: "
         f"{score_color_baseline(data, eval_split='val'):.3f}",
     ]
-    _, label = shapes.scene(np.random.default_rng((5, 0, 1)), (32, 40))
+    _, label = shapes.draw_scene(np.random.default_rng((5, 0, 1)), (32, 40))
     png = Image.open(data / "SegmentationClass/train_00001.png")
     np.testing.assert_array_equal(np.asarray(png), label)
     assert json.loads((data / "dataset_info.json").read_text())["split_sizes"] == {

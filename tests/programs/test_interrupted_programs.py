@@ -8,7 +8,7 @@ import types
 import pytest
 from absl import flags
 
-from deeplab_tf.programs import command_line, run_program
+from deeplab_tf.programs import make_resume_command, run_program
 from deeplab_tf.training.interruption import Interrupted
 
 
@@ -87,4 +87,4 @@ def test_command_line_is_printed_as_typed(argv, module, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
     spec = module and types.SimpleNamespace(name=module)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
-    assert command_line() == expected
+    assert make_resume_command() == expected

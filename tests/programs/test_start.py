@@ -11,53 +11,39 @@ from conftest import ROOT
 
 from deeplab_tf.programs import eval as eval_program, start_tensorflow
 
-# TensorFlow has no public function for it.
-PRINT_ONEDNN = """
-from deeplab_tf.programs import start_tensorflow
-start_tensorflow()
-from tensorflow.python.util import _pywrap_util_port
-print(_pywrap_util_port.IsMklEnabled())
-"""
-
-
-def test_onednn_is_enabled_by_default(monkeypatch):
-    name = "TF_ENABLE_ONEDNN_OPTS"
-    environment = {key: value for key, value in os.environ.items() if key != name}
-    result = subprocess.run(
-        [sys.executable, "-c", PRINT_ONEDNN],
-        env=environment,
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert (result.stdout, result.stderr) == ("True\n", "")
-    monkeypatch.setenv(name, "0")
-    start_tensorflow()
-    assert os.environ[name] == "0"
-
-
-PRINT_FROZEN = """
+# TensorFlow has no public function for oneDNN.
+PRINT_OPTIONS = """
 import os
 from deeplab_tf import programs
 from deeplab_tf.programs import predict
 def main(values):
+    from tensorflow.python.util import _pywrap_util_port
+    print(_pywrap_util_port.IsMklEnabled())
     print(os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"])
 predict.main = main
 programs.run_program(predict.__name__)
 """
 
 
-def test_predict_freezes_weights():
+def test_predict_enables_onednn_and_freezes_weights():
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    environment = {key: value for key, value in os.environ.items() if key != name}
     command = ["--model=m", "--images=i", "--output_dir=o"]
     result = subprocess.run(
-        [sys.executable, "-c", PRINT_FROZEN, *command],
+        [sys.executable, "-c", PRINT_OPTIONS, *command],
+        env=environment,
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     )
-    assert result.stdout == "1\n"
+    assert (result.stdout, result.stderr) == ("True\n1\n", "")
+
+
+def test_given_onednn_option_is_kept(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    start_tensorflow()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
 
 
 def test_eval_freezes_the_weights_of_a_saved_model_only(tmp_path):

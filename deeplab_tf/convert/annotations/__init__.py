@@ -95,6 +95,7 @@ def _parse(path: str, is_text: bool) -> Any:
 
 
 def _read_content(file: File, options: AnnotationOptions) -> Annotations:
+    """Reads parsed content in whichever format it has."""
     for module in FORMATS:
         if module.is_content(file.content):
             return module.read(file, options)
@@ -159,6 +160,7 @@ def _require_same_format(parts: list[Annotations], part: Annotations) -> None:
 
 
 def _merge(parts: list[Annotations]) -> Annotations:
+    """Joins the annotations of several files of one format."""
     merged = parts[0]
     for part in parts[1:]:
         merged.images += part.images

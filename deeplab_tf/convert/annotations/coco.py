@@ -54,8 +54,8 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
     found = Annotations("COCO", list(images.values()), tuple(names.values()))
     entries = content["annotations"]
     for where, entry in fields.read_entries(entries, f"{path}: annotations"):
-        name = _look_up(entry, "category_id", names, where)
-        image = _look_up(entry, "image_id", images, where)
+        name = _look_up_id(entry, "category_id", names, where)
+        image = _look_up_id(entry, "image_id", images, where)
         where = f"{where} (id {entry.get('id')}, {name}, {image.name})"
         draw = _read_segmentation(entry.get("segmentation"), image, where)
         if entry.get("iscrowd") and options.crowd != "object":
@@ -63,7 +63,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
             found.notes["crowd(s) ignored"] += 1
         image.objects.append(Object(name, draw, where))
     if options.crowd is None and found.notes:
-        _refuse_crowds_alone(path, entries, names)
+        _refuse_categories_of_crowds(path, entries, names)
     return found
 
 
@@ -83,7 +83,8 @@ def _index_by_id(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict
     return entries
 
 
-def _look_up(entry: dict, key: str, by_id: Mapping, where: str) -> Any:
+def _look_up_id(entry: dict, key: str, by_id: Mapping, where: str) -> Any:
+    """Returns the entry that a field names by id; raises UserError for unknown ids."""
     value = entry.get(key)
     if type(value) not in (int, str) or value not in by_id:
         raise UserError(
@@ -92,8 +93,10 @@ def _look_up(entry: dict, key: str, by_id: Mapping, where: str) -> Any:
     return by_id[value]
 
 
-def _refuse_crowds_alone(path: str, entries: list[dict], names: Mapping) -> None:
-    """Refuses a category of only crowds: some tools mark every mask as one."""
+def _refuse_categories_of_crowds(
+    path: str, entries: list[dict], names: Mapping
+) -> None:
+    """Refuses a category whose masks are all crowds: some tools mark them so."""
     others = {entry["category_id"] for entry in entries if not entry.get("iscrowd")}
     for key in {entry["category_id"] for entry in entries} - others:
         raise UserError(
@@ -104,6 +107,7 @@ def _refuse_crowds_alone(path: str, entries: list[dict], names: Mapping) -> None
 
 
 def _read_segmentation(value: Any, image: AnnotatedImage, where: str) -> drawing.Draw:
+    """Returns a function that draws polygons or run lengths."""
     if not value:
         raise UserError(f"{where} has no segmentation, only a box; boxes have no mask")
     if isinstance(value, dict):
@@ -129,6 +133,7 @@ def _read_polygon(value: Any, where: str) -> np.ndarray:
 
 
 def _read_runs(value: dict, image: AnnotatedImage, where: str) -> drawing.Draw:
+    """Returns a function that draws the run lengths of a full image."""
     counts, size = value.get("counts"), value.get("size")
     try:
         if isinstance(counts, str):

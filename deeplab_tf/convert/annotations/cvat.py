@@ -33,6 +33,7 @@ class _Builder(ElementTree.TreeBuilder):
     """Builds a tree without entities, whose expansion may take gigabytes."""
 
     def doctype(self, *names: str | None) -> NoReturn:
+        """Refuses document type declarations, which declare entities."""
         raise UserError("a document type declaration (DOCTYPE) is not allowed")
 
 
@@ -87,6 +88,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
 
 
 def _read_colors(labels) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    """Yields name and colour of each label that has a colour."""
     for label in labels:
         color = re.fullmatch("#([0-9a-fA-F]{6})", label.findtext("color") or "")
         if color:
@@ -148,6 +150,7 @@ def _read_float(text: str | None, where: str) -> float:
 def _read_shape(
     shape: ElementTree.Element, where: str, options: AnnotationOptions
 ) -> drawing.Draw:
+    """Returns a function that draws a shape, by its tag."""
     if shape.tag in ("polygon", "polyline"):
         texts = re.split("[;,]", shape.get("points") or "")
         if len(texts) % 2:
@@ -165,16 +168,17 @@ def _read_shape(
     numbers = [_read_float(text, f"{where}: {key}") for key, text in texts.items()]
     *values, degrees = fields.read_numbers(numbers, where).tolist()
     if shape.tag == "ellipse":
-        outline, centre = drawing.ellipse(*values), np.array(values[:2])
+        outline, centre = drawing.make_ellipse(*values), np.array(values[:2])
     else:
         left, top, right, bottom = values
-        outline = drawing.rectangle(left, top, right - left, bottom - top)
+        outline = drawing.make_rectangle(left, top, right - left, bottom - top)
         centre = outline.mean(0)
     outline = drawing.rotate(outline, degrees, centre)
     return functools.partial(drawing.draw_polygons, [outline])
 
 
 def _read_mask(shape: ElementTree.Element, where: str) -> drawing.Draw:
+    """Returns a function that draws a mask, which is run lengths in a box."""
     left, top, width, height = (
         _read_integer(shape.get(key), f"{where}: {key}") for key in _KEYS["mask"]
     )

@@ -26,8 +26,8 @@ class Patch(NamedTuple):
     left: int
     mask: np.ndarray
 
-    def of(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the pixels of an image `[height, width]` in the patch, writable."""
+    def crop(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the patch's region of an image `[height, width]`, writable."""
         rows, columns = self.mask.shape
         return pixels[self.top : self.top + rows, self.left : self.left + columns]
 
@@ -48,7 +48,7 @@ def draw_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> Pa
         edges = np.abs(np.roll(polygon, -1, axis=0) - polygon)
         if edges.max(1).sum() > height * width + 1000:
             raise ValueError("its outline is longer than the image has pixels")
-        mask |= _fill(polygon, (top, bottom), (left, right))
+        mask |= _fill_polygon(polygon, (top, bottom), (left, right))
     return Patch(top, left, mask)
 
 
@@ -66,7 +66,7 @@ def check_points(points: np.ndarray, height: int, width: int) -> None:
         raise ValueError(f"the point ({x:g}, {y:g}) is far outside the image")
 
 
-def _fill(
+def _fill_polygon(
     polygon: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]
 ) -> np.ndarray:
     """Returns the pixels inside a polygon, by the even-odd rule along columns."""
@@ -118,21 +118,24 @@ def _trace_edges(start, delta, steps) -> tuple[np.ndarray, np.ndarray]:
     return u, np.where(is_flat, traced[:, 1], exact[:, 1]).astype(np.int64)
 
 
-def rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
-    """Returns the corners of a rectangle, `[4, 2]`."""
+def make_rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
+    """Returns the corners of a rectangle, `[4, 2]`; x and y are its upper left."""
     right, bottom = x + width, y + height
     return np.array([(x, y), (right, y), (right, bottom), (x, bottom)], np.float64)
 
 
-def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
-    """Returns a polygon that deviates from an ellipse by at most 0.05 pixels."""
+def make_ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
+    """Returns a polygon `[points, 2]` around an ellipse centred at (x, y).
+
+    It deviates from the ellipse by at most 0.05 pixels.
+    """
     count = 36 + int(10 * min(max(radius_x, radius_y, 0), 1e6) ** 0.5)
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], -1)
 
 
 def rotate(points: np.ndarray, degrees: float, around) -> np.ndarray:
-    """Rotates points clockwise, as the y axis points down."""
+    """Rotates points `[n, 2]` around a point, clockwise, as y points down."""
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return (points - around) @ np.array([[c, s], [-s, c]]) + around
 
@@ -164,6 +167,7 @@ def draw_runs(
 
 
 def _check_box(box: tuple[int, int, int, int], height: int, width: int) -> None:
+    """Raises ValueError if a box does not fit into the image."""
     top, left, rows, columns = box
     if not (0 <= top <= height - rows and 0 <= left <= width - columns):
         raise ValueError(f"its mask, {columns}x{rows} at ({left}, {top}), does not fit")

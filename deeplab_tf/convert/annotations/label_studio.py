@@ -49,7 +49,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
         where = f"{file.path}: [{i}]"
         regions = list(_list_regions(task, where, found))
         name, local_name = _find_image(task.get("data", task), where)
-        sizes = {_read_region_size(region, place) for place, region in regions}
+        sizes = {_read_image_size(region, place) for place, region in regions}
         if len(sizes) > 1:
             raise UserError(f"{where} has regions that give different image sizes")
         image = AnnotatedImage(name, file.path, [], next(iter(sizes), None), local_name)
@@ -99,7 +99,7 @@ def _find_image(data: Any, where: str) -> tuple[str, str]:
     if not isinstance(data, dict):
         raise UserError(f"{where}.data must be a JSON object; received {data!r:.60}")
     urls = {k: v for k, v in data.items() if isinstance(v, str) and "\n" not in v}
-    names = {key: _read_url(url) for key, url in urls.items()}
+    names = {key: _parse_image_url(url) for key, url in urls.items()}
     names = {key: n for key, n in names.items() if formats.is_image_name(n)}
     if len(names) != 1 and "image" not in names:
         raise UserError(f"{where} must name one image in its data; found {len(names)}")
@@ -108,8 +108,8 @@ def _find_image(data: Any, where: str) -> tuple[str, str]:
     return name, re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name)
 
 
-def _read_url(url: str) -> str:
-    """Returns the path of an image in the URL of a task."""
+def _parse_image_url(url: str) -> str:
+    """Returns the path of an image in the URL of a task; "" if it is invalid."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:
@@ -121,7 +121,8 @@ def _read_url(url: str) -> str:
     return posixpath.basename(name) if name.startswith("data/upload/") else name
 
 
-def _read_region_size(region: dict, where: str) -> tuple[int, int]:
+def _read_image_size(region: dict, where: str) -> tuple[int, int]:
+    """Returns height and width of the image that a region was drawn on."""
     if region.get("image_rotation"):
         raise UserError(f"{where} is on a rotated image; rotate the image file instead")
     height, width = region.get("original_height"), region.get("original_width")
@@ -140,7 +141,7 @@ def _read_label(region: dict, where: str) -> str:
 
 def _read_shape(region: dict, where: str) -> drawing.Draw:
     """Returns a function that draws a region, whose coordinates are in percent."""
-    size = _read_region_size(region, where)
+    size = _read_image_size(region, where)
     if "rle" in region:
         return functools.partial(brush.draw, brush.read(region["rle"], where), size)
     scale = np.array(size[::-1]) / 100
@@ -152,7 +153,7 @@ def _read_shape(region: dict, where: str) -> drawing.Draw:
         keys[2:] = "radiusX", "radiusY"
     percents = fields.read_numbers([region.get(key) for key in keys], where)
     x, y, *sides = (percents * np.tile(scale, 2)).tolist()
-    make = drawing.ellipse if "radiusX" in region else drawing.rectangle
+    make = drawing.make_ellipse if "radiusX" in region else drawing.make_rectangle
     degrees = fields.read_numbers(region.get("rotation", 0), f"{where}.rotation").item()
     # A rectangle turns around its corner (x, y), an ellipse around its centre.
     outline = drawing.rotate(make(x, y, *sides), degrees, (x, y))

@@ -59,6 +59,7 @@ def read(file: File, options: AnnotationOptions) -> Annotations:
 def _read_shape(
     kind: str, shape: dict[str, Any], where: str, options: AnnotationOptions
 ) -> drawing.Draw:
+    """Returns a function that draws a shape of the given kind."""
     points = fields.read_points(shape.get("points"), f"{where}.points", minimum=2)
     if kind == "mask":
         mask, (left, top) = _decode_mask(shape.get("mask"), where), points[0].tolist()

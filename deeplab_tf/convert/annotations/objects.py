@@ -124,7 +124,7 @@ class Annotations:
         return ("background", *others)
 
     def describe(self) -> str:
-        """Returns the line that reports what was read."""
+        """Returns a one-line summary of images, objects and what was left out."""
         counts = {
             "class(es)": len(self.names()) - 1,
             "image(s)": len(self.images),
@@ -166,8 +166,8 @@ def draw_label(
     is_drawn, is_shared = np.zeros((2, height, width), bool)
     for value, patch in patches:
         inside = patch.mask
-        pixels, drawn = patch.of(label), patch.of(is_drawn)
-        patch.of(is_shared)[inside & drawn & (pixels != value)] = True
+        pixels, drawn = patch.crop(label), patch.crop(is_drawn)
+        patch.crop(is_shared)[inside & drawn & (pixels != value)] = True
         pixels[inside] = value
         drawn[inside] = True
     empty = sum(not patch.mask.any() for _, patch in patches)
@@ -175,6 +175,7 @@ def draw_label(
 
 
 def _draw(item: Object, height: int, width: int) -> drawing.Patch:
+    """Draws an object; an error names its location."""
     try:
         return item.draw(height, width)
     except ValueError as error:

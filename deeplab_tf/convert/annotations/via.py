@@ -120,6 +120,7 @@ def _read_label(attributes: dict, attribute: str, where: str) -> str:
 
 
 def _read_shape(shape: dict, where: str, options: AnnotationOptions) -> drawing.Draw:
+    """Returns a function that draws the shape of a region."""
     kind = shape.get("name")
     if kind in ("polygon", "polyline"):
         columns = [
@@ -141,9 +142,9 @@ def _read_shape(shape: dict, where: str, options: AnnotationOptions) -> drawing.
     numbers = [shape.get(key) for key in _NUMBERS[kind]]
     x, y, *sides = fields.read_numbers(numbers, where).tolist()
     if kind == "rect":
-        outline = drawing.rectangle(x, y, *sides)
+        outline = drawing.make_rectangle(x, y, *sides)
     else:
         theta = fields.read_numbers(shape.get("theta", 0), f"{where}.theta").item()
-        outline = drawing.ellipse(x, y, sides[0], sides[-1])
+        outline = drawing.make_ellipse(x, y, sides[0], sides[-1])
         outline = drawing.rotate(outline, np.rad2deg(theta), (x, y))
     return functools.partial(drawing.draw_polygons, [outline])

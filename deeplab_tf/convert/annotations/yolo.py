@@ -60,6 +60,7 @@ def _read_class(word: str, class_names: tuple[str, ...], where: str) -> str:
 
 
 def _read_polygon(words: list[str], where: str):
+    """Returns a function that draws a polygon from words with its coordinates."""
     if len(words) == 4:
         raise UserError(
             f"{where} is a box, not a polygon; boxes have no mask: export the labels "

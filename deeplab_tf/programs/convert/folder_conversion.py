@@ -52,6 +52,7 @@ def _convert_masks(
 def _convert_annotations(
     values: absl_flags.FlagValues, files: Layout, **settings
 ) -> DatasetInfo:
+    """Converts annotated images; prints what was read and the classes."""
     options = flags.read_options(values, AnnotationOptions)
     found = annotations.read(values.annotations, options)
     print(found.describe())
@@ -78,6 +79,7 @@ def _given_info(values: absl_flags.FlagValues) -> dict:
 
 
 def _read_class_list(values: absl_flags.FlagValues) -> ClassList:
+    """Returns the classes of `--classes`, with the flags for mask values."""
     options = MaskOptions(
         parse_colors(values.ignore_color, "--ignore_color"),
         values.value_map,
