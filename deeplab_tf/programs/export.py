@@ -74,11 +74,11 @@ _INFERENCE = (
 )
 _START = {
     "checkpoint_path": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file.",
     ),
     "export_path": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Folder for a SavedModel, or a file ending in .tflite, .onnx, .xml (OpenVINO), "
         ".pb (frozen graph), .keras or .html (a page that labels images in a browser).",
     ),

@@ -76,14 +76,15 @@ def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
 
 
 def _write_frozen_graph(request: ExportRequest, path: str) -> str:
-    return _write_graph(export_frozen_graph, request, path)
+    return _write_tensorflow_graph(export_frozen_graph, request, path)
 
 
 def _write_saved_model(request: ExportRequest, path: str) -> str:
-    return _write_graph(export_saved_model, request, path)
+    return _write_tensorflow_graph(export_saved_model, request, path)
 
 
-def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
+def _write_tensorflow_graph(export: Callable, request: ExportRequest, path: str) -> str:
+    """Writes a SavedModel or a frozen graph; describes its input and output."""
     export(
         request.model,
         path,
@@ -93,10 +94,11 @@ def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
         info=request.info,
         options=request.options,
     )
-    return _describe_any_size(request)
+    return _describe_flexible_size(request)
 
 
 def _write_engine_file(export: Callable, request: ExportRequest, path: str) -> str:
+    """Writes an ONNX or OpenVINO file; describes its precision, input and output."""
     export(
         request.model,
         path,
@@ -106,16 +108,18 @@ def _write_engine_file(export: Callable, request: ExportRequest, path: str) -> s
         request.info,
         request.float_layers,
     )
-    return f"{request.precision}; {_describe_any_size(request)}"
+    return f"{request.precision}; {_describe_flexible_size(request)}"
 
 
 def _select_calibration_images(request: ExportRequest) -> tf.data.Dataset | None:
+    """Returns the first images of the records; None if int8 needs no calibration."""
     if request.precision != "int8" or is_quantized(request.model):
         return None
     return request.records.take(request.calibration_images)
 
 
 def _write_keras(request: ExportRequest, path: str) -> str:
+    """Writes a `.keras` file; describes its input and output."""
     request.model.save(path)
     config = request.model.model_config
     return (
@@ -125,6 +129,7 @@ def _write_keras(request: ExportRequest, path: str) -> str:
 
 
 def _write_page(request: ExportRequest, path: str) -> str:
+    """Writes a page for the browser; describes it."""
     export_html(
         request.model,
         path,
@@ -136,7 +141,8 @@ def _write_page(request: ExportRequest, path: str) -> str:
     return f"{request.precision}; open it in a browser"
 
 
-def _describe_any_size(request: ExportRequest) -> str:
+def _describe_flexible_size(request: ExportRequest) -> str:
+    """Describes the input and output of an export for images of any size."""
     channels = request.model.model_config.channels
     return (
         f"ImageTensor uint8 [batch, height, width, {channels}] -> "
@@ -145,6 +151,7 @@ def _describe_any_size(request: ExportRequest) -> str:
 
 
 def _write_tflite(request: ExportRequest, path: str) -> str:
+    """Writes a TFLite file; describes its precision, input and output."""
     config, size = request.model.model_config, request.evaluation.eval_crop_size
     export_tflite(
         request.model,
