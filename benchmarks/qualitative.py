@@ -31,9 +31,9 @@ from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.programs import run_program
 from deeplab_tf.visualize import (
     add_captions,
-    as_rgb,
     colorize,
     contact_sheet,
+    convert_to_rgb,
     encode_png,
     error_map,
 )
@@ -109,7 +109,7 @@ def draw_sheet(
     cells, captions = [], ["image", "truth"]
     for image, labels in scenes:
         truth = labels[..., 0]
-        cells += [as_rgb(image), colorize(truth, info)]
+        cells += [convert_to_rgb(image), colorize(truth, info)]
         for model in models.values():
             (predicted,) = predict_labels(model, image[None])
             cells += [colorize(predicted, info), error_map(truth, predicted, info)]

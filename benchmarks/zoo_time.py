@@ -16,7 +16,7 @@ from benchmarks import measuring
 from benchmarks.measuring import Contender
 from deeplab_tf.checkpoints.zoo import ZOO
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.complexity import multiply_adds, parameters
+from deeplab_tf.models.complexity import count_parameters, multiply_adds
 from deeplab_tf.presets import PRESETS, Preset
 from deeplab_tf.programs import run_program
 
@@ -46,7 +46,7 @@ def count(preset: Preset) -> dict[str, int]:
     """Returns trainable parameters and multiply-adds."""
     size = preset.evaluation.eval_crop_size
     return {
-        "parameters": parameters(preset.model)[0],
+        "parameters": count_parameters(preset.model)[0],
         "multiply_adds": multiply_adds(preset.eval_model, size),
     }
 

@@ -96,7 +96,9 @@ def check_arguments(
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def checked(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        def check_and_call(
+            *args: _Parameters.args, **kwargs: _Parameters.kwargs
+        ) -> _Result:
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError:
@@ -110,7 +112,7 @@ def check_arguments(
                     )
             return function(*bound.args, **bound.kwargs)
 
-        return checked
+        return check_and_call
 
     return decorate
 
@@ -141,7 +143,7 @@ def require_type(
         converted = _convert(hint, value)
     except TypeError:
         described = _describe(hint, accepted, with_type=True)
-        advice = _advise(name, value, hint, accepted)
+        advice = _suggest_replacement(name, value, hint, accepted)
         raise UserError(
             f"{title} must be {described}; received {format_value(value)}{advice}"
         ) from None
@@ -201,7 +203,7 @@ def _is_accepted(accepted: Accepted | tuple[str, ...] | None, value: Any) -> boo
     return all(item in accepted for item in (value if is_tuple else (value,)))
 
 
-def _members(hint: Any) -> list:
+def _list_members(hint: Any) -> list:
     """Returns the members of a union except None, or the only type."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     if not is_union or _find_scalar(hint):
@@ -213,7 +215,7 @@ def _convert(hint: Any, value: Any) -> Any:
     """Converts a value to an annotated type, or raises TypeError."""
     if value is None and types.NoneType in typing.get_args(hint):
         return None
-    *others, last = _members(hint)
+    *others, last = _list_members(hint)
     for member in others:
         try:
             return _convert_to_member(member, value)
@@ -223,9 +225,10 @@ def _convert(hint: Any, value: Any) -> Any:
 
 
 def _convert_to_member(hint: Any, value: Any) -> Any:
+    """Converts a value to a type that is not a union, or raises TypeError."""
     kind = typing.get_origin(hint) or hint
     if typing.get_origin(hint) in (tuple, Sequence):
-        return _convert_items(_item_types(hint), value)
+        return _convert_items(_list_item_types(hint), value)
     scalar = _find_scalar(hint)
     if scalar:
         return scalar.convert(value)
@@ -235,13 +238,14 @@ def _convert_to_member(hint: Any, value: Any) -> Any:
     return value
 
 
-def _item_types(hint: Any) -> tuple:
+def _list_item_types(hint: Any) -> tuple:
     """Returns the arguments of a tuple or sequence; `...` means any length."""
     items = typing.get_args(hint)
     return items if typing.get_origin(hint) is tuple else (*items, ...)
 
 
 def _convert_items(hints: tuple, value: Any) -> tuple:
+    """Converts a sequence or an array to a tuple, or raises TypeError."""
     if _is_numpy(value, "ndarray") and value.ndim:
         value = list(value)
     if not isinstance(value, list | tuple | range):
@@ -267,6 +271,7 @@ def _to_int(value: Any) -> int:
 
 
 def _to_float(value: Any) -> float:
+    """Converts a real number; refuses NaN and numbers beyond the range of float32."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError
     try:
@@ -279,7 +284,8 @@ def _to_float(value: Any) -> float:
     return number
 
 
-def _require_string(value: Any) -> str:
+def _to_string(value: Any) -> str:
+    """Converts a path to a string, or raises TypeError."""
     value = os.fspath(value)  # raises TypeError
     if not isinstance(value, str):
         raise TypeError
@@ -287,6 +293,7 @@ def _require_string(value: Any) -> str:
 
 
 def _to_array(value: Any) -> Any:
+    """Converts nested numbers to a NumPy array; keeps tensors as they are."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return value  # a tensor may be on another device
     import numpy
@@ -301,6 +308,8 @@ def _to_array(value: Any) -> Any:
 
 
 class _Scalar(typing.NamedTuple):
+    """The conversion to a type without items, and the words for one or several."""
+
     convert: Callable[[Any], Any]
     singular: str
     plural: str
@@ -310,7 +319,7 @@ _SCALARS: dict[Any, _Scalar] = {
     bool: _Scalar(_to_bool, "True or False", "booleans"),
     int: _Scalar(_to_int, "an integer", "integers"),
     float: _Scalar(_to_float, "a finite number", "finite numbers"),
-    str: _Scalar(_require_string, "a string", "strings"),
+    str: _Scalar(_to_string, "a string", "strings"),
 }
 _ARRAY = _Scalar(_to_array, "an array of numbers", "arrays of numbers")
 
@@ -321,7 +330,7 @@ def _describe(
     """Describes the accepted values, optionally with their type."""
     if isinstance(accepted, tuple):
         return join_choices(accepted)
-    members = _members(hint)
+    members = _list_members(hint)
     each = any(typing.get_origin(x) in (tuple, Sequence) for x in members)
     if accepted and not with_type and not each:
         return str(accepted)
@@ -330,9 +339,10 @@ def _describe(
 
 
 def _describe_type(hint: Any) -> str:
+    """Describes a type in words, such as "two integers" or "a DatasetInfo"."""
     kind = typing.get_origin(hint) or hint
     if kind in (tuple, Sequence):
-        item, *more = _item_types(hint)
+        item, *more = _list_item_types(hint)
         name = _describe_items(item)
         return name if ... in more else f"{_COUNTS[1 + len(more)]} {name}"
     scalar = _find_scalar(hint)
@@ -340,8 +350,8 @@ def _describe_type(hint: Any) -> str:
         return scalar.singular
     if kind in _DESCRIPTIONS:
         return _DESCRIPTIONS[kind]
-    article = "an" if _name(kind)[0] in "AEIOU" else "a"
-    return f"{article} {_name(kind)}"
+    article = "an" if _name_class(kind)[0] in "AEIOU" else "a"
+    return f"{article} {_name_class(kind)}"
 
 
 def _describe_items(hint: Any) -> str:
@@ -351,20 +361,20 @@ def _describe_items(hint: Any) -> str:
         return scalar.plural
     if typing.get_origin(hint) is tuple:
         return f"tuples of {_describe_type(hint)}"
-    return f"{_name(hint)} objects"
+    return f"{_name_class(hint)} objects"
 
 
-def _name(kind: Any) -> str:
+def _name_class(kind: Any) -> str:
     return "keras.Model" if kind.__name__ == "Model" else kind.__name__
 
 
-def _advise(
+def _suggest_replacement(
     name: str, value: Any, hint: Any, accepted: Accepted | tuple[str, ...] | None
 ) -> str:
     """Suggests a replacement for a value of the wrong type; "" if there is none."""
-    for kind in _members(hint):
+    for kind in _list_members(hint):
         if typing.get_origin(kind) in (tuple, Sequence):
-            return _advise_tuple(name, value, _item_types(kind), accepted)
+            return _suggest_tuple(name, value, _list_item_types(kind), accepted)
         expected = getattr(kind, "__name__", "")
         if isinstance(value, str | os.PathLike) and expected in _FROM_STRING:
             return f"; use {_FROM_STRING[expected].format(os.fspath(value))}"
@@ -375,13 +385,13 @@ def _advise(
     return ""
 
 
-def _advise_tuple(
+def _suggest_tuple(
     name: str,
     value: Any,
     hints: tuple,
     accepted: Accepted | tuple[str, ...] | None,
 ) -> str:
-    """Returns advice for a single item where several are expected."""
+    """Suggests a tuple for a single item; "" if the item is not accepted."""
     try:
         item = _convert(hints[0], value)
     except TypeError:

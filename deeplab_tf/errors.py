@@ -38,19 +38,19 @@ def import_extra(module: str, extra: str, needed_by: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise _missing_extra(module, extra, needed_by, error) from error
+        raise _make_missing_error(module, extra, needed_by, error) from error
 
 
 def require_extra(modules: Iterable[str], extra: str, needed_by: str) -> None:
     """Raises the error of `import_extra` without importing the modules."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise _missing_extra(
+            raise _make_missing_error(
                 module, extra, needed_by, f"No module named {module!r}"
             )
 
 
-def _missing_extra(
+def _make_missing_error(
     module: str, extra: str, needed_by: str, reason: object
 ) -> UserError:
     return UserError(

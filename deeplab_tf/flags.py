@@ -78,10 +78,10 @@ class _Choices(flags.ArgumentParser):
         return "string enum"
 
 
-def REQUIRED(
+def required_string(
     name: str, default: None, text: str, flag_values: flags.FlagValues
 ) -> None:
-    """Defines a string flag that must be given."""
+    """Defines a string flag that must be given; for the rows of `define_flags`."""
     flags.DEFINE_string(name, default, text, flag_values=flag_values)
     require_flags(flag_values, name)
 
@@ -233,6 +233,7 @@ def define_options(
 def _define_option(
     values: flags.FlagValues, name: str, field: dataclasses.Field, group: str
 ) -> None:
+    """Defines the flag of a config field, with its default and help."""
     (hint, _), option = type_of(field), option_of(field)
     if typing.get_origin(hint) is tuple:
         define = _LIST_KINDS.get(typing.get_args(hint)[0], flags.DEFINE_string)
@@ -303,7 +304,7 @@ def read_integers(values: flags.FlagValues, name: str) -> tuple[int, ...]:
 
 
 def check_flags(values: flags.FlagValues, program: str) -> None:
-    """Warns about flags without effect."""
+    """Prints a warning for each given flag that has no effect in a program."""
     for name, (_, text) in (DEAD_FLAGS["common"] | DEAD_FLAGS[program]).items():
         if values[name].present:
             print(f"warning: --{name} has no effect: {text}", file=sys.stderr)
@@ -340,13 +341,14 @@ def read_model_config(
         return ModelConfig.from_official_flags(stride | given)
     config = base.with_official_flags(given)
     if source:
-        _print_changes(given, config, base, source)
+        _print_overrides(given, config, base, source)
     return config
 
 
-def _print_changes(
+def _print_overrides(
     given: Collection[str], config: ModelConfig, base: ModelConfig, source: str
 ) -> None:
+    """Prints a note for each given flag that differs from the base config."""
     for name in filter(MODEL_FLAGS.get, given):
         get = operator.attrgetter(MODEL_FLAGS[name].path)
         new, old = get(config), get(base)

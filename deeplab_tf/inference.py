@@ -89,7 +89,7 @@ class Predictor:
         self.window = window
         self.memory_limit = memory_limit
         self.upsampled_logits = upsampled_logits
-        if self._slides and not upsampled_logits:
+        if self._has_windows and not upsampled_logits:
             raise UserError("windows need upsampled_logits=True; received False")
         # As in the official code, several scales replace those of an image pyramid.
         network = None if self.scales == (1.0,) else find_single_scale_network(model)
@@ -128,26 +128,28 @@ class Predictor:
         in_window = _WORKSPACE * features * largest + (2 * passes + 2) * scores
         return in_window, _COPIES_OF_ROWS * scores
 
-    def _window_size(
+    def _choose_window(
         self, height: tf.Tensor, width: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns height and width of the windows for an image of this size."""
         if self.window is not None:
             return tf.minimum(self.window[0], height), tf.minimum(self.window[1], width)
         stride = self.config.output_stride
         return self._budget.choose_window(height, width, stride)
 
     @property
-    def _slides(self) -> bool:
+    def _has_windows(self) -> bool:
         return self.window is not None or self.memory_limit is not None
 
     def _round_up_sides(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Rounds sides up to `k * output_stride + 1` if features align there."""
         if not self.config.aligns_features:
             return list(sides)
         return [align_size(side, self.config.output_stride) for side in sides]
 
     def _pad_to(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
         """Pads images to a size at the bottom and right."""
-        missing = [x - side for x, side in zip(size, _size(images), strict=True)]
+        missing = [x - side for x, side in zip(size, _image_size(images), strict=True)]
         return pad_with_mean_pixel(images, missing, self.config.mean_pixel)
 
     def pad(self, images: tf.Tensor) -> tf.Tensor:
@@ -156,24 +158,26 @@ class Predictor:
         Without a crop size, pads to the next `k * output_stride + 1`, or not at all if
         windows are cut from the images, because these are padded themselves.
         """
-        images, size = tf.cast(images, tf.float32), _size(images)
+        images, size = tf.cast(images, tf.float32), _image_size(images)
         if self.crop_size is not None:
             pairs = zip(self.crop_size, size, strict=True)
             return self._pad_to(images, [tf.maximum(*pair) for pair in pairs])
         return (
-            images if self._slides else self._pad_to(images, self._round_up_sides(size))
+            images
+            if self._has_windows
+            else self._pad_to(images, self._round_up_sides(size))
         )
 
     def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
         """Returns the logits of each pass at one scale, resized to the images."""
-        size, resizing = _size(images), self.config.conventions.resizing
+        size, resizing = _image_size(images), self.config.conventions.resizing
         scaled = images
         if scale != 1.0:
             scaled = resize_to(images, [scale_dimension(side, scale) for side in size])
         network = self.networks[scale]
-        logits = [_apply(network, scaled)]
+        logits = [_run_network(network, scaled)]
         if self.flip:
-            flipped = _apply(network, tf.reverse(scaled, [2]))
+            flipped = _run_network(network, tf.reverse(scaled, [2]))
             logits.append(tf.reverse(flipped, [2]))
         if scale < 1.0:
             # The official graph first resizes to the feature grid at scale 1.
@@ -189,7 +193,8 @@ class Predictor:
             and self._has_single_pass
             and self.scales == (1.0,)
         ):
-            return _Scores(_apply(self.networks[1.0], images), True, _size(images))
+            logits = _run_network(self.networks[1.0], images)
+            return _Scores(logits, True, _image_size(images))
         scores = [x for scale in self.scales for x in self._logits(images, scale)]
         if not self._has_single_pass:
             scores = [tf.add_n([tf.nn.softmax(x) for x in scores]) / len(scores)]
@@ -202,8 +207,8 @@ class Predictor:
     def _predict_in_windows(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
         """Applies `finish` to the blended scores of sliding windows."""
         batch, classes = tf.shape(images)[0], self.config.num_classes
-        height, width = _size(images)
-        rows, columns = self._window_size(height, width)
+        height, width = _image_size(images)
+        rows, columns = self._choose_window(height, width)
         # Sides that fit into one window are already padded to the crop size.
         sides = ((rows, height), (columns, width))
         size = self._round_up_sides((rows, columns))
@@ -245,7 +250,7 @@ class Predictor:
     def _predict(self, images: tf.Tensor, *parts: Callable) -> list[tf.Tensor]:
         """Returns each part of the results; `parts` are methods of `_Scores`."""
         padded = self.pad(images)
-        if self._slides:
+        if self._has_windows:
             results = self._slide(padded, parts)
         else:
             scores = self._score(padded)
@@ -254,7 +259,7 @@ class Predictor:
 
     def crop(self, results: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
         """Returns the results, `[batch, height, width, ...]`, without the padding."""
-        height, width = _size(images)
+        height, width = _image_size(images)
         return results[:, :height, :width]
 
     def probabilities(self, images: tf.Tensor) -> tf.Tensor:
@@ -289,7 +294,7 @@ class Predictor:
         In a graph, the operations of results that are not fetched can be removed.
         """
         padded = self.pad(images)
-        if self._slides:
+        if self._has_windows:
             # In separate loops, since each loop holds all that it computes.
             return self.labels(padded), self.probabilities(padded)
         return self.labels_and_probabilities(padded)
@@ -336,7 +341,8 @@ def compile_graph(function: Callable, **options: Any) -> Callable:
     return function
 
 
-def _apply(network: Any, images: tf.Tensor) -> tf.Tensor:
+def _run_network(network: Any, images: tf.Tensor) -> tf.Tensor:
+    """Runs a network on any backend; refuses images of a size it does not take."""
     # Exports replace the model with a function for any size.
     fixed, size = getattr(network, "input", images).shape[1:3], images.shape[1:3]
     if not size.is_compatible_with(fixed):
@@ -383,6 +389,7 @@ def pad_with_mean_pixel(
     return tf.pad(images - mean, [[0, 0], *([0, n] for n in missing), [0, 0]]) + mean
 
 
-def _size(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _image_size(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns height and width of a batch of images."""
     size = tf.shape(images)
     return size[1], size[2]

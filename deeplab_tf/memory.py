@@ -22,6 +22,7 @@ def resident_bytes() -> int:
 
 
 def _read_proc_status(name: str) -> int | None:
+    """Returns an entry of /proc/self/status in bytes; None if it is missing."""
     try:
         with open("/proc/self/status") as file:
             found = re.search(rf"^{name}:\s+(\d+) kB$", file.read(), re.MULTILINE)

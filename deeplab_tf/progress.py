@@ -36,7 +36,7 @@ class ProgressBar(tqdm):
             return super().display(msg, pos)
         now = time.monotonic()
         if now - (self._shown_at or self._began) >= self._interval:
-            self._print()
+            self._print_line()
             self._shown_at = now
         return False
 
@@ -49,11 +49,12 @@ class ProgressBar(tqdm):
         """Leaves the complete bar on a terminal, or prints the last line."""
         if not self.disable and self._is_log:
             if self._shown_at is not None and self._shown_count != self.n:
-                self._print()
+                self._print_line()
             self.leave = False
         super().close()
 
-    def _print(self) -> None:
+    def _print_line(self) -> None:
+        """Prints the state as a line of a log, with the time left once it is known."""
         state = self.format_dict
         # The rate of the first training step is too low: TensorFlow traces the model.
         has_rate = self.total and self.n - self.initial > 1

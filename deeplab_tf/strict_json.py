@@ -114,6 +114,7 @@ def _refuse_lone_surrogates(text: str, source: str) -> None:
 
 
 def _build_object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+    """Returns a dict of the pairs; refuses duplicate keys."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -123,6 +124,7 @@ def _build_object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
 
 
 def _refuse_constant(name: str) -> typing.NoReturn:
+    """Raises ValueError for NaN and infinity."""
     raise ValueError(f"{name} is not a number in JSON")
 
 
@@ -145,7 +147,7 @@ def dump(values: Mapping[str, typing.Any]) -> str:
 
 
 def to_values(config: _Config) -> dict[str, _Value]:
-    """Returns a dataclass as parsed JSON, the inverse of `build`."""
+    """Returns a dataclass as parsed JSON, the inverse of `build_dataclass`."""
     return json.loads(json.dumps(dataclasses.asdict(typing.cast(typing.Any, config))))
 
 
@@ -190,12 +192,12 @@ def from_json(
             `source` and the key path.
     """
     values = load(content, source)
-    config = build(cls, values, source)
+    config = build_dataclass(cls, values, source)
     require_keys(required, values, source)
     return config
 
 
-def build(
+def build_dataclass(
     cls: type[_Config], values: dict[str, _Value], where: str, separator: str = ": "
 ) -> _Config:
     """Builds a dataclass from parsed JSON, checking types at any depth.
@@ -262,7 +264,7 @@ def convert(hint: typing.Any, value: _Value, where: str) -> typing.Any:
         hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
     if dataclasses.is_dataclass(hint):
         _require_type(dict, value, where)
-        return build(typing.cast(type, hint), value, where, ".")
+        return build_dataclass(typing.cast(type, hint), value, where, ".")
     checkers: dict[typing.Any, typing.Callable] = {
         tuple: _convert_tuple,
         list: _convert_list,

@@ -90,7 +90,7 @@ def overlay(
     return np.rint(mixed).astype(np.uint8)
 
 
-def as_rgb(image: np.ndarray) -> np.ndarray:
+def convert_to_rgb(image: np.ndarray) -> np.ndarray:
     """Converts an image with any number of channels to uint8 RGB `[height, width, 3]`.
 
     Args:
@@ -192,7 +192,7 @@ def add_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     return np.array(canvas)
 
 
-def panel(
+def draw_panel(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
     """Draws image, ground truth and prediction side by side, with a legend.
@@ -200,7 +200,7 @@ def panel(
     The legend lists the classes in both label maps, with their percentages of pixels.
     Large images are shrunk.
     """
-    images = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
+    images = [convert_to_rgb(image), colorize(truth, info), colorize(prediction, info)]
     sheet = contact_sheet([shrink(x, _CELL) for x in images])
     shares = np.stack([_class_shares(truth, info), _class_shares(prediction, info)], 1)
     rows: list[tuple] = [("truth / prediction", None)]
@@ -263,6 +263,7 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
 
 
 def _find_cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Returns height and width of the largest image with a margin."""
     height, width = (max(image.shape[i] for image in images) for i in (0, 1))
     return height + 2 * _MARGIN, width + 2 * _MARGIN
 
@@ -305,6 +306,7 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray
 
 
 def _write_shares(axes: Axes, shares: np.ndarray) -> None:
+    """Writes the percentage into every cell of at least 0.5%."""
     for row, column in np.argwhere(shares >= 0.005):
         share = shares[row, column]
         color = "white" if share > 0.5 else "black"

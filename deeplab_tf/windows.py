@@ -111,12 +111,14 @@ def slide_window(score: Callable, shape: Sequence, window: Sequence, finish: Cal
 
     def score_rows(top):
         row_shape = (batch, rows, width, classes)
-        return _blend(partial(score, top), row_shape, columns, 2, tf.identity)
+        return _blend_windows(partial(score, top), row_shape, columns, 2, tf.identity)
 
-    return _blend(score_rows, shape, rows, 1, finish)
+    return _blend_windows(score_rows, shape, rows, 1, finish)
 
 
-def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable):
+def _blend_windows(
+    score: Callable, shape: Sequence, window, axis: int, finish: Callable
+):
     """Blends the scores of windows along an axis (1 or 2) and applies `finish`.
 
     `score` takes the start of a window and returns scores of length `window` on the
@@ -125,16 +127,16 @@ def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable
     starts = window_starts(shape[axis], window)
     ends = tf.concat([starts[1:], [shape[axis]]], 0)
     # Add trailing axes to broadcast over the scores.
-    ramp = tf.reshape(_ramp(window, tf.size(starts)), [-1, *(3 - axis) * [1]])
+    ramp = tf.reshape(_make_ramp(window, tf.size(starts)), [-1, *(3 - axis) * [1]])
 
     def blend_next(i, scores, weights, pieces):
         missing = window - tf.shape(weights)[0]
         scores = _append_zeros(scores, axis, missing) + ramp * score(starts[i])
         weights = _append_zeros(weights, 0, missing) + ramp
         done = ends[i] - starts[i]
-        piece = finish(_slice(scores, axis, 0, done) / weights[:done])
+        piece = finish(_slice_axis(scores, axis, 0, done) / weights[:done])
         pieces = pieces.write(i, _swap_with_first_axis(piece, axis))
-        return i + 1, _slice(scores, axis, done, window), weights[done:], pieces
+        return i + 1, _slice_axis(scores, axis, done, window), weights[done:], pieces
 
     nothing = tf.zeros([0 if i == axis else side for i, side in enumerate(shape)])
     some = tf.TensorShape([None, None, None, shape[-1]])
@@ -155,7 +157,7 @@ def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable
     return _swap_with_first_axis(pieces.concat(), axis)
 
 
-def _ramp(window, count):
+def _make_ramp(window, count):
     """Returns the blending weights along a side of a window, `[window]`."""
     place = tf.range(window)
     ramp = tf.cast(tf.minimum(place + 1, window - place), tf.float32)
@@ -167,7 +169,7 @@ def _append_zeros(x, axis: int, missing):
     return tf.pad(x, [[0, missing if i == axis else 0] for i in range(len(x.shape))])
 
 
-def _slice(x, axis: int, begin, end):
+def _slice_axis(x, axis: int, begin, end):
     return x[:, begin:end] if axis == 1 else x[:, :, begin:end]
 
 

@@ -180,7 +180,8 @@ def test_pages_run_every_expected_program():
     converters = ("voc2012", "cityscapes", "ade20k", "coco_voc", "folder")
     modules = ("data.doctor", "plan", "predict", "presets", "models.complexity")
     assert programs == {
-        *("train.py", "eval.py", "vis.py", "export.py", "deeplab_tf.checkpoints.zoo"),
+        *("npm", "train.py", "eval.py", "vis.py", "export.py"),
+        "deeplab_tf.checkpoints.zoo",
         *(f"datasets.{name}" for name in converters),
         *(f"deeplab_tf.{name}" for name in modules),
         *("benchmarks.input_pipeline", "benchmarks.evaluate"),

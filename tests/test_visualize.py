@@ -230,7 +230,7 @@ def test_legend_is_omitted_only_if_the_result_is_too_large(side, has_legend):
     ],
 )
 def test_any_channel_count_is_shown_as_rgb(pixel, shown):
-    rgb = visualize.as_rgb(np.full((2, 5, len(pixel)), pixel))
+    rgb = visualize.convert_to_rgb(np.full((2, 5, len(pixel)), pixel))
     np.testing.assert_array_equal(rgb, np.full((2, 5, 3), shown))
     assert rgb.dtype == np.uint8
 
@@ -239,7 +239,7 @@ def test_panel_shows_image_truth_prediction_and_legend():
     image = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
     truth, prediction = np.zeros((2, 30, 40), np.uint8)
     truth[:10], prediction[:, :20] = 255, 2
-    drawing = visualize.panel(image, truth, prediction, VOC)
+    drawing = visualize.draw_panel(image, truth, prediction, VOC)
     assert drawing.dtype == np.uint8
     # Captions of 20 pixels, then cells of 40 + 8 by 30 + 8 pixels.
     shown = [drawing[24:54, 4 + 48 * i :][:, :40] for i in range(3)]
@@ -257,7 +257,7 @@ def test_panel_shows_image_truth_prediction_and_legend():
 def test_panel_legend_is_sorted_by_the_larger_area():
     truth, prediction = np.zeros((10, 10), np.uint8), np.full((10, 10), 2)
     truth[0] = 1
-    image = visualize.panel(np.zeros((10, 10, 3)), truth, prediction, VOC)
+    image = visualize.draw_panel(np.zeros((10, 10, 3)), truth, prediction, VOC)
     legend = image[:, 3 * 18 :]
     # All pixels are predicted as class 2; a tenth are class 1.
     second, first = (
@@ -269,7 +269,7 @@ def test_panel_legend_is_sorted_by_the_larger_area():
 def test_panel_of_a_large_image_is_small():
     labels = np.zeros((1024, 2048), np.uint8)
     image = np.zeros((1024, 2048, 3), np.uint8)
-    drawing = visualize.panel(image, labels, labels, dataset_info("cityscapes"))
+    drawing = visualize.draw_panel(image, labels, labels, dataset_info("cityscapes"))
     legend = drawing.shape[1] - 3 * (512 + 8)
     assert drawing.shape[0] == 20 + 256 + 8 and 0 < legend < 300
 

@@ -131,6 +131,7 @@ def _make_anchor(heading: str) -> str:
 
 
 def _is_dead(row: tuple[str, ...]) -> bool:
+    """Returns whether a flag has no effect."""
     return row[0] == WITHOUT_EFFECT
 
 

@@ -91,8 +91,8 @@ def translate_os_errors(folder: str) -> Iterator[None]:
         ) from error
 
 
-def is_plain_file(path: str) -> bool:
-    """Returns whether a regular file exists; raises UserError for anything else."""
+def is_regular_file(path: str) -> bool:
+    """Returns whether a file exists; raises UserError for a folder, link or device."""
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
     except FileNotFoundError:
@@ -103,16 +103,16 @@ def is_plain_file(path: str) -> bool:
     return True
 
 
-def read_record(path: str) -> bytes:
-    """Reads a small file written by `write_record`; returns b"" if there is none."""
-    if not is_plain_file(path):
+def read_sidecar(path: str) -> bytes:
+    """Reads a file written by `write_sidecar`; returns b"" if it does not exist."""
+    if not is_regular_file(path):
         return b""
     with open(path, "rb") as file:
         return file.read(_MAX_RECORD)
 
 
-def write_record(path: str, text: str) -> None:
-    """Atomically writes a small file next to a download."""
+def write_sidecar(path: str, text: str) -> None:
+    """Atomically writes a small file with details of a download next to it."""
     unfinished = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
         os.remove(unfinished)
@@ -121,7 +121,7 @@ def write_record(path: str, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def verify(
+def verify_file(
     found: str,
     path: str,
     sha256: str,
@@ -129,6 +129,8 @@ def verify(
     hint: str,
 ) -> None:
     """Compares a file with its published SHA-256, or with that of its first use.
+
+    Records the SHA-256 on the first use, unless a complete one is published.
 
     Args:
         found: File to verify.
@@ -159,14 +161,14 @@ def verify(
         raise UserError(f"{name} is damaged or unsafe: {damage}; {hint}")
     # A read-only cache has no records.
     with contextlib.suppress(OSError):
-        write_record(record, f"{digest}  {name}\n")
+        write_sidecar(record, f"{digest}  {name}\n")
 
 
 def _read_sha256(record: str) -> str:
     """Returns the recorded SHA-256; "" if there is no record."""
-    if not is_plain_file(record):
+    if not is_regular_file(record):
         return ""
-    match = _SHA256.fullmatch(read_record(record))
+    match = _SHA256.fullmatch(read_sidecar(record))
     if not match:
         path = record.removesuffix(".sha256")
         raise UserError(

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from deeplab_tf.checkpoints.cache import (
-    is_plain_file,
-    read_record,
+    is_regular_file,
+    read_sidecar,
     translate_os_errors,
-    verify,
-    write_record,
+    verify_file,
+    write_sidecar,
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.locks import path_lock
@@ -63,7 +63,7 @@ class _Origin(NamedTuple):
     total: str
 
 
-def is_web(url: str) -> bool:
+def is_web_url(url: str) -> bool:
     """Returns whether a URL is http(s) rather than a path for `tf.io.gfile`."""
     return url.lower().startswith(_WEB)
 
@@ -79,7 +79,9 @@ def local_path(url: str) -> str:
 def file_name(url: str) -> str:
     """Returns the last part of a path or URL; raises UserError for an invalid URL."""
     try:
-        return os.path.basename(urllib.parse.urlsplit(url).path if is_web(url) else url)
+        return os.path.basename(
+            urllib.parse.urlsplit(url).path if is_web_url(url) else url
+        )
     except ValueError as error:
         raise UserError(f"{url} is not a valid URL: {error}") from error
 
@@ -116,21 +118,24 @@ def fetch(
         raise UserError(f"{url} does not name a file")
     with translate_os_errors(cache_dir):
         for suffix in _SUFFIXES:
-            is_plain_file(path + suffix)  # raises for links, before anything is opened
-        if not is_plain_file(path):
+            is_regular_file(
+                path + suffix
+            )  # raises for links, before anything is opened
+        if not is_regular_file(path):
             with path_lock(path):
-                if not is_plain_file(path):  # not downloaded meanwhile
+                if not is_regular_file(path):  # not downloaded meanwhile
                     _fetch_missing(url, path, sha256, find_damage)
                     return path
         hint = f"remove {path} to download it again"
-        verify(path, path, sha256, find_damage, hint)
+        verify_file(path, path, sha256, find_damage, hint)
     return path
 
 
 def _fetch_missing(url: str, path: str, sha256: str, find_damage) -> None:
+    """Downloads a file into the cache; keeps it only if it passes verification."""
     part = f"{path}.part"
     try:
-        _download(url, part) if is_web(url) else _copy(local_path(url), part)
+        _download(url, part) if is_web_url(url) else _copy_file(local_path(url), part)
     except UserError:
         raise
     except _UNREADABLE as error:
@@ -142,7 +147,7 @@ def _fetch_missing(url: str, path: str, sha256: str, find_damage) -> None:
             f"as {path}"
         ) from error
     try:
-        verify(part, path, sha256, find_damage, f"downloaded from {url}, not kept")
+        verify_file(part, path, sha256, find_damage, f"downloaded from {url}, not kept")
     except UserError:
         _discard(part)
         raise
@@ -167,7 +172,8 @@ def _origin_path(part: str) -> str:
     return f"{part}.from"
 
 
-def _copy(path: str, part: str) -> None:
+def _copy_file(path: str, part: str) -> None:
+    """Copies a file that `tf.io.gfile` reads, replacing any partial copy."""
     if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is not a file")
     total = tf.io.gfile.stat(path).length
@@ -186,7 +192,7 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if not is_web(newurl):
+        if not is_web_url(newurl):
             reason = f"redirection to {newurl} is not allowed"
             raise urllib.error.HTTPError(newurl, code, reason, headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -225,14 +231,14 @@ def _make_opener() -> urllib.request.OpenerDirector:
 
 def _read_origin(url: str, part: str) -> _Origin | None:
     """Returns the origin of a partial file if it can be resumed from this URL."""
-    text = read_record(_origin_path(part)).decode("utf-8", "replace")
+    text = read_sidecar(_origin_path(part)).decode("utf-8", "replace")
     fields = text.split("\n")[:-1]
     # The record may be edited or from a different version.
     if len(fields) != len(_Origin._fields) or fields[0] != url:
         return None
     origin = _Origin(*fields)
     is_valid = origin.validator.isascii() and origin.validator.isprintable()
-    is_ours = is_plain_file(part) and os.stat(part).st_nlink == 1
+    is_ours = is_regular_file(part) and os.stat(part).st_nlink == 1
     return origin if is_valid and is_ours else None
 
 
@@ -265,6 +271,7 @@ def _read_total(headers, start: int) -> str:
 
 
 def _parse_size(text: str) -> int:
+    """Parses a number of bytes; raises OSError if it exceeds the limit."""
     if not _BYTES.fullmatch(text) or int(text) > _LIMIT:
         raise OSError(
             f"its size of {text[:40]} bytes is not in 0..{_LIMIT}, the maximum for "
@@ -274,6 +281,7 @@ def _parse_size(text: str) -> int:
 
 
 def _read_response(response, url: str, part: str, start: int) -> None:
+    """Writes a response to a partial file from byte `start` and records its origin."""
     headers = response.headers
     if response.status == _PARTIAL_CONTENT and not headers.get(
         "Content-Range", ""
@@ -295,7 +303,7 @@ def _write_origin(origin: _Origin, part: str) -> None:
     """Records the origin of a partial file, if a validator allows resuming it."""
     _discard(part)
     if origin.validator:
-        write_record(_origin_path(part), "".join(f"{field}\n" for field in origin))
+        write_sidecar(_origin_path(part), "".join(f"{field}\n" for field in origin))
 
 
 def _copy_stream(read: Callable[[int], bytes], file, total: int | None) -> None:

@@ -54,8 +54,8 @@ class ExportedGraph:
         convolutions: The convolutions of its graph.
         named: `{official name: array}` if the graph has the official variables, or {}.
         stored: The config that our exports store; None for other files.
-        remarks: What a reader should know of the weights.
-        resizings: Coordinates of its resizes.
+        remarks: Notes about the weights to print.
+        resizings: Coordinate conventions of its resizes; see `name_resizing`.
     """
 
     path: str
@@ -82,7 +82,7 @@ class ExportedGraph:
         if self.resizings == {HALF_PIXEL}:
             conventions = ConventionsConfig(resizing=HALF_PIXEL)
             config = dataclasses.replace(config, conventions=conventions)
-        print(f"note: {self.path} is {_describe(config)}")
+        print(f"note: {self.path} is {_describe_config(config)}")
         return config
 
     @functools.cached_property
@@ -111,7 +111,7 @@ class ExportedGraph:
         )
 
 
-def _describe(config: ModelConfig) -> str:
+def _describe_config(config: ModelConfig) -> str:
     """Returns the properties of a config that weights do not show, for messages."""
     width = config.depth_multiplier
     multiplier = f" (depth_multiplier {width})" if width != 1 else ""
@@ -132,7 +132,7 @@ def is_exported_graph(path: str) -> bool:
 
 
 def find_exported_graphs(folder: str) -> list[str]:
-    """Returns the path of the TFLite file or frozen graph in a folder, or [].
+    """Returns a list with the TFLite file or frozen graph in a folder, or [].
 
     Raises:
         UserError: if there are several, or the folder is a SavedModel.
@@ -164,10 +164,10 @@ def has_official_weights(path: str) -> bool:
     if not path.endswith(FROZEN) or not tf.io.gfile.exists(path):
         return False
     graph = _parse_frozen_graph(path)
-    return any(n.op == "Const" and _is_official(n.name) for n in graph.node)
+    return any(n.op == "Const" and _is_official_variable(n.name) for n in graph.node)
 
 
-def _is_official(name: str) -> bool:
+def _is_official_variable(name: str) -> bool:
     return name.rpartition("/")[2] in _LEAVES
 
 
@@ -177,7 +177,7 @@ def read_exported_graph(path: str) -> ExportedGraph:
     Raises:
         UserError: if the file is damaged.
     """
-    return _read_tflite(path) if path.endswith(TFLITE) else _read_frozen(path)
+    return _read_tflite(path) if path.endswith(TFLITE) else _read_frozen_graph(path)
 
 
 def _parse_frozen_graph(path: str) -> tf.compat.v1.GraphDef:
@@ -194,7 +194,8 @@ def _make_read_error(path: str, kind: str, error: object) -> UserError:
     return UserError(f"{path} cannot be read as {kind}: {one_line(error)}")
 
 
-def _read_frozen(path: str) -> ExportedGraph:
+def _read_frozen_graph(path: str) -> ExportedGraph:
+    """Reads convolutions, official variables and stored config of a frozen graph."""
     try:
         graph = FrozenGraph(_parse_frozen_graph(path))
         convolutions = trace_convolutions(graph.operations)
@@ -202,7 +203,7 @@ def _read_frozen(path: str) -> ExportedGraph:
         if isinstance(error, UserError):
             raise
         raise _make_read_error(path, "a frozen graph", error) from error
-    named = {n: x for n, x in graph.constants.items() if _is_official(n)}
+    named = {n: x for n, x in graph.constants.items() if _is_official_variable(n)}
     # Tools that optimise graphs fold the normalisation but keep other names.
     if not any(name.endswith("/moving_variance") for name in named):
         named = {}
@@ -231,6 +232,7 @@ def _describe_inexact_resizes(resizings: Collection[str]) -> tuple[str, ...]:
 
 
 def _read_tflite(path: str) -> ExportedGraph:
+    """Reads the convolutions and the stored config of a TFLite file."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             content = file.read()
@@ -248,7 +250,10 @@ def _read_tflite(path: str) -> ExportedGraph:
 
 
 def read_notes(content: bytes, names: Collection[str], path: str) -> dict[str, bytes]:
-    """Returns the files with some names in the ZIP archive of a TFLite file."""
+    """Reads files from the ZIP archive in a TFLite file, such as its class names.
+
+    Returns `{name: content}` of those `names` that the archive has; {} without one.
+    """
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
         return {}

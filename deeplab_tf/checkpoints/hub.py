@@ -13,7 +13,7 @@ import keras
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.handles import HUGGING_FACE, import_client
 from deeplab_tf.checkpoints.keras_file import KERAS
-from deeplab_tf.checkpoints.model_card import CARD, write_model_card
+from deeplab_tf.checkpoints.model_card import CARD, format_model_card
 from deeplab_tf.checkpoints.pytorch.weights import CONFIG, WEIGHTS
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
@@ -104,7 +104,7 @@ def push_to_hub(
         raise UserError(f"handle must be hf://user/repo; received {handle}")
     name, client = import_client(handle)
     api = client.HfApi()
-    card = write_model_card(model.model_config, handle, license, metrics, command)
+    card = format_model_card(model.model_config, handle, license, metrics, command)
     with tempfile.TemporaryDirectory() as folder:
         model.save(os.path.join(folder, _MODEL))
         with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ _SCORES = ("miou", "pixel_accuracy", "frequency_weighted_iou", "images")
 _PROTOCOL = ("dataset", "split", "eval_scales", "add_flipped_images")
 
 
-def write_model_card(
+def format_model_card(
     config: ModelConfig,
     handle: str,
     license: str,
@@ -32,7 +32,7 @@ def write_model_card(
     width = config.depth_multiplier
     backbone = config.backbone + (f" x {width}" if width != 1 else "")
     parts = [
-        _write_header(license),
+        _format_header(license),
         f"# {handle.rpartition('/')[2]}",
         f"{_name_architecture(config)} with {backbone}: {config.num_classes} classes, "
         f"output stride {config.output_stride}, {config.channels} channels (0..255).",
@@ -41,7 +41,7 @@ def write_model_card(
         'labels = model.predict_labels("photo.jpg")\n```',
     ]
     if metrics:
-        parts += ["## Evaluation", _write_table(metrics)]
+        parts += ["## Evaluation", _format_metrics(metrics)]
     if command:
         parts += ["Command:", f"```bash\n{command}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -56,14 +56,14 @@ def _name_architecture(config: ModelConfig) -> str:
     return "DeepLabv2" if is_v2 else "DeepLabv3"
 
 
-def _write_header(license: str) -> str:
+def _format_header(license: str) -> str:
     # A string of JSON is one of YAML, too.
     lines = ["library_name: deeplab_tf", f"license: {json.dumps(license)}"]
     lines += ["pipeline_tag: image-segmentation", "tags:", *(f"- {x}" for x in _TAGS)]
     return "\n".join(["---", *lines, "---"])
 
 
-def _write_table(metrics: Mapping[str, Any]) -> str:
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
     protocol = metrics.get("protocol", {})
     rows = {key: metrics[key] for key in _SCORES if key in metrics}
     rows |= {key: protocol[key] for key in _PROTOCOL if key in protocol}

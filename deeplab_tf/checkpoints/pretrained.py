@@ -23,7 +23,7 @@ from deeplab_tf.checkpoints.restore import (
     load_tf1_variables,
     require_complete,
 )
-from deeplab_tf.checkpoints.sources import find_in_zoo, locate, normalize_source
+from deeplab_tf.checkpoints.sources import find_in_zoo, locate_source, normalize_source
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     ZooModel,
@@ -131,7 +131,7 @@ def _locate_checkpoint(
     """Returns the model config of an export (else None) and a checkpoint path."""
     if is_handle(source):
         return None, hub.download(source, cache_dir)
-    path, config = locate(source, known, cache_folder(cache_dir)), None
+    path, config = locate_source(source, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
         config, path = _read_export(path)
     return config, path
@@ -157,7 +157,7 @@ def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConf
     if tf.io.gfile.exists(path):
         return Experiment.from_json(text_files.read_content(path), source=path).model
     shapes = {n: np.shape(a) for n, a in arrays.items() if is_model_variable(n)}
-    for candidate in find_candidates(arrays):
+    for candidate in find_candidate_configs(arrays):
         config = dataclasses.replace(
             candidate, num_classes=class_count(arrays) or candidate.num_classes
         )
@@ -179,8 +179,10 @@ def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConf
     )
 
 
-def find_candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
-    """Returns zoo models that a checkpoint may belong to, with distinct variables.
+def find_candidate_configs(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
+    """Returns the configs of zoo models that may have the variables of a checkpoint.
+
+    Of models with equal variables, only the first is returned.
 
     Args:
         arrays: Maps official names to values; only the names matter.
@@ -190,12 +192,12 @@ def find_candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
     for checkpoint in ZOO.values():
         model = checkpoint.preset.model
         same_decoder = bool(model.decoder_output_strides) == has_decoder
-        if same_decoder and _has_scope_of(arrays, model):
-            models.setdefault(_drop_unsaved_fields(model), model)
+        if same_decoder and _has_backbone_scope(arrays, model):
+            models.setdefault(_reset_unsaved_fields(model), model)
     return list(models.values())
 
 
-def _drop_unsaved_fields(config: ModelConfig) -> ModelConfig:
+def _reset_unsaved_fields(config: ModelConfig) -> ModelConfig:
     """Resets fields that do not affect variables: strides, rates and classes."""
     rates = tuple(1 for _ in config.atrous_rates)
     context = dataclasses.replace(config.context, rates=rates)
@@ -210,17 +212,19 @@ def _find_backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
         name
         for name, checkpoint in ZOO.items()
         if checkpoint.is_pretrained_backbone
-        and _has_scope_of(arrays, checkpoint.preset.model)
+        and _has_backbone_scope(arrays, checkpoint.preset.model)
     ]
 
 
-def _has_scope_of(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> bool:
+def _has_backbone_scope(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> bool:
+    """Returns whether the variables have the scope of the config's backbone."""
     # The scope can be shorter than the name: resnet_v1_50 for resnet_v1_50_beta.
     scopes = {_normalize_name(name.partition("/")[0]) for name in arrays}
     return _normalize_name(config.backbone).startswith(tuple(scopes))
 
 
 def _normalize_name(name: str) -> str:
+    """Returns a name in lower case, without underscores."""
     return name.replace("_", "").lower()
 
 

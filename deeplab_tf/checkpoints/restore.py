@@ -46,7 +46,7 @@ def is_model_variable(name: str) -> bool:
     )
 
 
-def has_ranges(arrays: Mapping[str, np.ndarray]) -> bool:
+def has_quantization_ranges(arrays: Mapping[str, np.ndarray]) -> bool:
     """Returns whether a checkpoint of ours was trained with quantisation."""
     batches = [x for name, x in arrays.items() if name.endswith("/act_quant/batches")]
     return bool(batches) and bool(min(batches) > 0)
@@ -58,13 +58,14 @@ def quantize_with_ranges(
     """Returns a quantised model, with the ranges of a checkpoint, sharing all weights.
 
     Raises:
-        UserError: if `has_ranges` is false or a range is missing; names `source`.
+        UserError: if `has_quantization_ranges` is false or a range is missing; names
+            `source`.
     """
     quantized = quantize_model(model)
     variables = official_variables(quantized)
     ranges = {n: v for n, v in variables.items() if not is_model_variable(n)}
     missing = [n for n in ranges if n not in arrays]
-    if missing or not has_ranges(arrays):
+    if missing or not has_quantization_ranges(arrays):
         reason = f"it has no {missing[0]}" if missing else "it was saved before that"
         raise UserError(
             f"{source} was not trained with quantisation ({reason}); train with "

@@ -7,7 +7,7 @@ import tensorflow as tf
 from etils import epath
 
 from deeplab_tf.checkpoints.cache import CACHE_HINT, make_private_folder
-from deeplab_tf.checkpoints.download import fetch, file_name, is_web, local_path
+from deeplab_tf.checkpoints.download import fetch, file_name, is_web_url, local_path
 from deeplab_tf.checkpoints.exported_graph import FROZEN, TFLITE
 from deeplab_tf.checkpoints.handles import is_handle
 from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
@@ -40,13 +40,13 @@ def normalize_source(source: str | os.PathLike) -> str:
         )
     source = os.fspath(source)
     address = find_address(source)
-    if address is not None and not _is_path(source):
+    if address is not None and not _is_hidden_by_path(source):
         source = address
     if is_handle(source):
         return source
     source = local_path(source)
     try:
-        if not is_web(source):
+        if not is_web_url(source):
             tf.io.gfile.exists(source)
     except tf.errors.OpError as error:
         raise UserError(f"{source} cannot be read: {error.message}") from error
@@ -57,50 +57,54 @@ def find_in_zoo(source: str) -> ZooModel | None:
     """Returns the zoo model that has this name, or whose archive has it."""
     if is_handle(source):
         return None
-    if _is_archive(source):
+    if _should_extract(source):
         name = file_name(source)
         found = (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name)
         return next(found, None)
     known = find_checkpoint(source)
-    return None if known and _is_path(source) else known
+    return None if known and _is_hidden_by_path(source) else known
 
 
-def _is_path(name: str) -> bool:
-    """Returns whether a path with the name of a zoo model exists; prints a note."""
-    if not _exists(name):
+def _is_hidden_by_path(name: str) -> bool:
+    """Returns whether a path hides the zoo model of that name; prints a note if so."""
+    if not _is_existing_path(name):
         return False
     print(f"note: using {os.path.abspath(name)}, not the zoo model {name}")
     return True
 
 
-def _is_archive(source: str) -> bool:
+def _should_extract(source: str) -> bool:
     """Returns whether a source must be extracted, perhaps after a download."""
     name = file_name(source).lower()
     is_tar = name.endswith(_ARCHIVES) and not name.endswith(TORCH_SUFFIXES)
-    return is_web(source) or (is_tar and not tf.io.gfile.isdir(source))
+    return is_web_url(source) or (is_tar and not tf.io.gfile.isdir(source))
 
 
-def locate(source: str, known: ZooModel | None, cache: str) -> str:
+def locate_source(source: str, known: ZooModel | None, cache: str) -> str:
     """Returns a local path to load, after downloading and extracting if needed."""
-    if _is_archive(source):
+    if _should_extract(source):
         return _extract_user_archive(source, known, cache)
     if known:
         archive = _fetch(known.checkpoint.url, known, make_private_folder(cache))
         return _extract(archive, cache)
-    is_file = _exists(source) or is_keras_file(source) or is_torch_file(source)
+    is_file = (
+        _is_existing_path(source) or is_keras_file(source) or is_torch_file(source)
+    )
     if not os.path.dirname(source) and not is_file:
         require_checkpoint(source)
     return source
 
 
 def _fetch(url: str, known: ZooModel | None, folder: str) -> str:
+    """Downloads a file and verifies it; an archive must also be safe to extract."""
     published = known.checkpoint.sha256 if known else find_sha256(url)
     if url.endswith(_FILES):  # their readers find any damage
         return fetch(url, folder, published)
     return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
 
 
-def _exists(path: str) -> bool:
+def _is_existing_path(path: str) -> bool:
+    """Returns whether a file, folder or checkpoint prefix exists."""
     return tf.io.gfile.exists(path) or tf.io.gfile.exists(f"{path}.index")
 
 
@@ -135,6 +139,7 @@ def _extract(archive: str, folder: str) -> str:
 
 
 def _find_weights_folder(archive: str, path: str) -> str:
+    """Returns the only folder with weights in an extracted archive."""
     found = []
     for here, folders, files in os.walk(path):
         # Archives made on macOS have an extra hidden file for each file.

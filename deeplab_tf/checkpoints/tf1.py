@@ -79,7 +79,7 @@ def resolve(path: str) -> str:
             f"no checkpoint {path} (no file {path}.index); {hint}"
         )
     names = _list_prefixes(path)
-    found = _read_latest(path, names) or names or find_exported_graphs(path)
+    found = _find_latest_names(path, names) or names or find_exported_graphs(path)
     if not found:
         raise MissingCheckpointError(
             f"no checkpoint in the folder {path} (no *.index, *.pb or *.tflite file)"
@@ -87,8 +87,8 @@ def resolve(path: str) -> str:
     return os.path.join(path, os.path.basename(found[-1]))
 
 
-def _read_latest(folder: str, names: list[str]) -> list[str]:
-    """Returns the checkpoint named by the `checkpoint` file, if it exists.
+def _find_latest_names(folder: str, names: list[str]) -> list[str]:
+    """Returns [name] of the checkpoint in the `checkpoint` file; [] if missing.
 
     `names` are the checkpoints of the folder by step.
     """
@@ -101,12 +101,14 @@ def _read_latest(folder: str, names: list[str]) -> list[str]:
         return [name + REPLACED]
     if name not in names:
         if names:
-            _warn(f"{path} names {name}, which does not exist; using {names[-1]}")
+            _warn_once(f"{path} names {name}, which does not exist; using {names[-1]}")
         return []
     if place and os.path.abspath(place) != os.path.abspath(folder):
-        _warn(f"{path} names {state.model_checkpoint_path}; using {name} of {folder}")
+        _warn_once(
+            f"{path} names {state.model_checkpoint_path}; using {name} of {folder}"
+        )
     elif not state.all_model_checkpoint_paths and name != names[-1]:
-        _warn(f"{path} names {name}, although {folder} also has {names[-1]}")
+        _warn_once(f"{path} names {name}, although {folder} also has {names[-1]}")
     return [name]
 
 
@@ -146,7 +148,7 @@ def _make_damage_error(path: str, reason: str) -> UserError:
 
 # Cached to warn only once: programs resolve a folder repeatedly.
 @functools.cache
-def _warn(message: str) -> None:
+def _warn_once(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -252,7 +254,7 @@ def _read_unchanged(path: str) -> Checkpoint:
             break
         was_found, failure, before = True, None, _read_index(prefix)
         try:
-            checkpoint = _read_files(prefix)
+            checkpoint = _read_official_files(prefix)
         except UserError as error:
             failure = error
         is_unchanged = before is not None and before == _read_index(prefix)
@@ -269,7 +271,8 @@ def _read_unchanged(path: str) -> Checkpoint:
     )
 
 
-def _read_files(prefix: str) -> Checkpoint:
+def _read_official_files(prefix: str) -> Checkpoint:
+    """Reads a checkpoint or an exported graph by official variable name."""
     if is_exported_graph(prefix):
         graph = read_exported_graph(prefix)
         return Checkpoint(prefix, graph.arrays, graph=graph)
@@ -291,7 +294,10 @@ def _read_torch_checkpoint(path: str) -> Checkpoint:
 
 
 def find_checkpoint(path: str) -> str:
-    """Calls `resolve`, and waits while a training run replaces the checkpoint."""
+    """Returns the prefix for a path, as `resolve` does, even during training.
+
+    Waits while a training run replaces the checkpoint.
+    """
     for _ in range(_TRIES):
         try:
             return resolve(path)

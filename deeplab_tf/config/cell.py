@@ -86,6 +86,7 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
 
 
 def _parse_branch(keys: dict) -> CellBranch:
+    """Returns a branch; sizes and rates can be one number or two."""
     # The official files write 3 or [3, 3].
     for name in ("kernel", "rate", "grid_size"):
         if name in keys:

@@ -161,10 +161,12 @@ class ModelConfig:
             self._replace_in("decoder", filters=self.num_classes)
 
     def _replace_in(self, part: str, **fields: object) -> None:
+        """Replaces fields of the context or the decoder, in this frozen config."""
         derived = dataclasses.replace(getattr(self, part), **fields)
         object.__setattr__(self, part, derived)
 
     def _paper_rates(self) -> tuple[int, ...]:
+        """Returns default atrous rates for the output stride; () without ASPP."""
         if not self.context.aspp or self.context.dense_prediction_cell:
             return ()
         return _scale_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
@@ -251,6 +253,7 @@ class ModelConfig:
         )
 
     def _check_conventions(self) -> None:
+        """Raises UserError for conventions that the backbone does not support."""
         for field in dataclasses.fields(ConventionsConfig):
             value = getattr(self.conventions, field.name)
             if value == field.default or field.name in self.traits.conventions:

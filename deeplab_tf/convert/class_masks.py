@@ -102,7 +102,7 @@ class ClassMasks:
 
 
 def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
-    """Returns where a mask of one class is not zero, bool `[height, width]`.
+    """Returns the nonzero pixels of a mask of one class, bool `[height, width]`.
 
     Raises:
         UserError: if it has more than two values, unless `nearest`, which thresholds

@@ -79,7 +79,8 @@ class Sample(NamedTuple):
         return f"{self.labels[0]}{more}"
 
 
-def _digest(name: str, pixels, label: np.ndarray) -> str:
+def _hash_record(name: str, pixels, label: np.ndarray) -> str:
+    """Returns the SHA-256 of a record's name, shapes and pixels, hexadecimal."""
     content = hashlib.sha256(f"{name}\0{pixels.shape}\0{label.shape}\0".encode())
     content.update(np.ascontiguousarray(pixels))
     content.update(np.ascontiguousarray(label))
@@ -164,7 +165,7 @@ def _make_record(
     # OpenCV is ten times faster than Pillow and TensorFlow.
     png = cv2.imencode(".png", label)[1].tobytes()
     record = records.serialize(image, png, sample.name)
-    return record, _count_pixels(label, info), _digest(sample.name, pixels, label)
+    return record, _count_pixels(label, info), _hash_record(sample.name, pixels, label)
 
 
 def _check_sizes(

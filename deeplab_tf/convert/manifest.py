@@ -139,7 +139,7 @@ class Manifest:
         """Reads the shards whose files still have the recorded size."""
         content = text_files.read_content(self._path, _MAX_BYTES)
         values = strict_json.load(content, self._path, _MAX_BYTES)
-        file = strict_json.build(_ManifestFile, values, self._path)
+        file = strict_json.build_dataclass(_ManifestFile, values, self._path)
         skipped = {
             split: [Skipped(*_parse_strings(row, 3, self._path)) for row in rows]
             for split, rows in file.skipped.items()

@@ -94,6 +94,7 @@ class Folder(NamedTuple):
         return find_entries(paths, self._name)
 
     def _name(self, path: epath.Path) -> str | None:
+        """Returns the common name of image and label in a path, None without suffix."""
         if not path.name.endswith(self.suffix):
             return None
         stem = path.name.removesuffix(self.suffix)

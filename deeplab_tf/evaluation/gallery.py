@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from deeplab_tf.evaluation import confusion
-from deeplab_tf.visualize import as_rgb
+from deeplab_tf.visualize import convert_to_rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Gallery:
             return
         # Copy, so that the memory of the batch can be freed.
         truth, prediction = truth.astype(np.uint8), prediction.astype(np.uint8)
-        scored = ScoredImage(name, as_rgb(image).copy(), truth, prediction, miou)
+        scored = ScoredImage(
+            name, convert_to_rgb(image).copy(), truth, prediction, miou
+        )
         if is_first:
             self.first.append(scored)
         if is_worst:

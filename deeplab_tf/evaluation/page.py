@@ -61,10 +61,10 @@ def _load_templates() -> jinja2.Environment:
 
 
 @functools.cache
-def _load_script() -> dict[str, str]:
-    """Returns the only script of the pages, and its hash for their policy."""
+def _load_script(name: str) -> dict[str, str]:
+    """Returns a script of a page, and its hash for the page's policy."""
     environment = _load_templates()
-    text = environment.loader.get_source(environment, "viewer.js")[0]
+    text = environment.loader.get_source(environment, name)[0]
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return {"script": text, "script_hash": f"sha256-{digest}"}
 
@@ -77,9 +77,15 @@ def write_page(path: str, template: str, **data: object) -> None:
         template: A file in `templates/` that extends `page.html`.
         **data: `title`, `headline`, `sections`, and variables of the template.
     """
-    text = _load_templates().get_template(template).render(**_load_script(), **data)
+    write_text(render(template, "viewer.js", **data), path)
+
+
+def render(template: str, script: str, **data: object) -> str:
+    """Renders a template with a script, and the hash of the script for the policy."""
+    data |= _load_script(script)
+    text = _load_templates().get_template(template).render(**data)
     # Arguments and file names that are not UTF-8 contain surrogates.
-    write_text(text.encode(errors="replace").decode() + "\n", path)
+    return text.encode(errors="replace").decode() + "\n"
 
 
 def describe_class(label: int, info: DatasetInfo) -> dict:

@@ -176,12 +176,14 @@ def _write(member: Member, folder: str, stamp: BinaryIO) -> None:
 
 
 def _is_wanted(name: str, wanted: Sequence[str] | None) -> bool:
+    """Returns whether a name is a wanted path or below one."""
     return wanted is None or any(
         name == path or name.startswith(f"{path}/") for path in wanted
     )
 
 
 def _has_stamp(folder: str) -> bool:
+    """Returns whether a folder was extracted by us, judging by its stamp."""
     path = os.path.join(folder, _STAMP)
     if not _is_plain_file(path):
         return False

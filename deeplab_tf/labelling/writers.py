@@ -32,7 +32,7 @@ def scale_to_rgb(image: np.ndarray, info: DatasetInfo) -> np.ndarray:
     """Converts an image of the dataset to uint8 RGB `[height, width, 3]`."""
     if image.dtype == np.uint8 and image.shape[-1] == 3:
         return image
-    return visualize.as_rgb(image * np.float32(255 / info.max_value))
+    return visualize.convert_to_rgb(image * np.float32(255 / info.max_value))
 
 
 def _write_images(
@@ -160,7 +160,7 @@ def write_colored(folder: str, colormap: np.ndarray) -> Iterator[Writer]:
 
     def add(name, image, labels):
         prefix = os.path.join(folder, f"{next(numbers):06d}")
-        image = visualize.encode_png(visualize.as_rgb(image))
+        image = visualize.encode_png(visualize.convert_to_rgb(image))
         outputs.write_bytes(image, f"{prefix}_image.png")
         colored = visualize.encode_png(colormap[labels])
         outputs.write_bytes(colored, f"{prefix}_prediction.png")

@@ -79,6 +79,7 @@ def refine_context(x, filters: int, count: int, separable: Callable | None, **st
 
 
 def _spatial_conv(x, filters, scope, separable, **options):
+    """Applies a 3x3 convolution, separable unless `separable` is None."""
     if separable:
         return separable(x, filters, scope, **options)
     return conv_bn_act(x, filters, 3, scope, **options)

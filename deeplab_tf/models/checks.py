@@ -3,7 +3,7 @@
 from typing import Any
 
 
-class _Built:
+class _BuiltModel:
     """Accepts models that have a `model_config`."""
 
     def __contains__(self, model: Any) -> bool:
@@ -13,4 +13,4 @@ class _Built:
         return "made by build_model or from_pretrained"
 
 
-BUILT = _Built()
+BUILT = _BuiltModel()

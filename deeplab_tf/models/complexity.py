@@ -45,7 +45,7 @@ def _build_for_one_image(config: ModelConfig, size: tuple[int, int]) -> keras.Mo
     )
 
 
-def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
+def _count_tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
     """Counts the positions at which TF1 applied an atrous kernel along an axis.
 
     SpaceToBatch gathered the pixels of each phase and padded all phases to one length.
@@ -57,10 +57,11 @@ def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
 
 
 def _count_convolution(layer: layers.Layer, convention: str) -> int:
+    """Counts the multiply-adds of a layer in a convention of `multiply_adds`."""
     _, *size, filters = layer.output.shape
     if convention != "exact":
         sides = zip(size, layer.kernel_size, layer.dilation_rate, strict=True)
-        size = [_tf1_positions(*side) for side in sides]
+        size = [_count_tf1_positions(*side) for side in sides]
     # Each filter of a depthwise kernel reads a single channel.
     depth = 1 if isinstance(layer, layers.DepthwiseConv2D) else layer.kernel.shape[2]
     return prod(size) * prod(layer.kernel_size) * depth * filters
@@ -91,7 +92,7 @@ def _count_weight_operations(layer: layers.Layer) -> int:
     return per_weight * prod(layer.kernel.shape)
 
 
-class _Count(NamedTuple):
+class _Counts(NamedTuple):
     """Multiply-adds of one pass, and the profiler's other operations."""
 
     exact: int
@@ -116,10 +117,11 @@ def convolution_multiply_adds(model: keras.Model) -> int:
 
 
 @functools.lru_cache(maxsize=512)
-def _count(config: ModelConfig, size: tuple[int, int]) -> _Count:
+def _count_operations(config: ModelConfig, size: tuple[int, int]) -> _Counts:
+    """Counts the operations of one pass over an image, in each convention."""
     model = _build_for_one_image(config, size)
     convolutions = _find_convolutions(model)
-    return _Count(
+    return _Counts(
         exact=convolution_multiply_adds(model),
         tf1=sum(_count_convolution(layer, "tf1") for layer in convolutions),
         other=sum(_count_other_operations(layer) for layer in leaf_layers(model)),
@@ -160,7 +162,9 @@ def multiply_adds(
         )
     height, width = crop_size
     counts = [
-        _count(config, (scale_dimension(height, s), scale_dimension(width, s)))
+        _count_operations(
+            config, (scale_dimension(height, s), scale_dimension(width, s))
+        )
         for s in scales
     ]
     passes = 2 if flip else 1
@@ -174,8 +178,11 @@ def multiply_adds(
     return total
 
 
-def parameters(config: ModelConfig) -> tuple[int, int]:
-    """Counts the trainable parameters, and all parameters with moving statistics."""
+def count_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Returns the number of trainable and of all parameters.
+
+    The latter include the moving statistics.
+    """
     model = _build_for_one_image(config, (65, 65))
     counts = [
         (prod(v.shape), v.trainable) for x in leaf_layers(model) for v in x.weights
@@ -201,7 +208,7 @@ def format_table() -> str:
             multiply_adds(model, size, convention, *passes) / 1e9
             for convention in CONVENTIONS
         ]
-        trained, _ = parameters(model)
+        trained, _ = count_parameters(model)
         lines.append(
             f"{preset.name:<52}{trained / 1e6:>9.3f}{published:>11.2f}"
             + "".join(f"{count:>11.3f}" for count in counts)

@@ -41,6 +41,7 @@ def _project_and_resize(x, low_level, suffix, projection_filters, resizing, **st
 
 
 def _suffix(level: int) -> str:
+    """Returns the suffix of layer names of a level: "" for the first, then "_1"."""
     return f"_{level}" if level else ""
 
 

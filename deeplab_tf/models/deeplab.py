@@ -198,7 +198,7 @@ class DeepLab(keras.Model):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "DeepLab":
         """Builds the model that `get_config` describes, with new weights."""
-        described = strict_json.build(
+        described = strict_json.build_dataclass(
             ModelConfig, config["model_config"], "the config of a DeepLab model"
         )
         if (

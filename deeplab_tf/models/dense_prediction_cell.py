@@ -13,14 +13,16 @@ _FILTERS = 256
 
 
 def _pyramid_pooling(x, branch: CellBranch, window, resizing, scope: str, **style):
+    """Averages over a grid, projects the means and resizes them to `x`."""
     mean = WindowMean(grid_size=branch.grid_size, name=f"{scope}.mean", **window)
     pooled = conv_bn_act(mean(x), _FILTERS, 1, scope, **style)
     return ResizeLike(resizing=resizing, name=f"{scope}.resize")(pooled, x)
 
 
-def _branch(
+def _apply_branch(
     x, branch: CellBranch, multiplier: int, window, resizing, scope: str, **style
 ):
+    """Applies pooling or a convolution; `multiplier` scales the atrous rates."""
     if branch.op == "pyramid_pooling":
         return _pyramid_pooling(x, branch, window, resizing, scope, **style)
     if branch.kernel == (1, 1):
@@ -56,7 +58,7 @@ def dense_prediction_cell(
         source = x if branch.input < 0 else outputs[branch.input]
         scope = f"{_SCOPE}.branch{i}"
         options = (16 // output_stride, window or {}, resizing, scope)
-        outputs.append(_branch(source, branch, *options, **style))
+        outputs.append(_apply_branch(source, branch, *options, **style))
     if len(outputs) > 1:
         outputs = [layers.Concatenate(name=f"{_SCOPE}.concat")(outputs)]
     name = f"{_SCOPE}.concat_projection"

@@ -106,6 +106,7 @@ class FakeQuantization(layers.Layer):
         return quantizers.fake_quant_with_min_max_vars(x, self.min, self.max)
 
     def _update_range(self, x) -> None:
+        """Updates the moving averages of the smallest and the largest value."""
         self.batches.assign_add(1.0)
         # `1 - decay ** batches` would lose most of its digits.
         share = (_DECAY - 1.0) / ops.expm1(math.log(_DECAY) * self.batches)

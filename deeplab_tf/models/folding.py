@@ -24,12 +24,12 @@ def trace_nested_calls(model: keras.Model) -> Iterator[tuple[list[Call], list]]:
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), model.input
     )
     yield trace_calls(model, inputs)
-    for layer in map(unwrap, model.layers):
+    for layer in map(unwrap_recomputed, model.layers):
         if isinstance(layer, keras.Model):
             yield from trace_nested_calls(layer)
 
 
-def unwrap(layer):
+def unwrap_recomputed(layer):
     """Returns the model of a `RecomputedModel`; other layers unchanged."""
     return layer.model if isinstance(layer, RecomputedModel) else layer
 
@@ -55,8 +55,8 @@ def find_links(model: keras.Model) -> tuple[dict, dict]:
     return consumers, producers
 
 
-def find_pairs(consumers: dict, producers: dict) -> dict:
-    """Returns the normalisation of each convolution that can be folded.
+def pair_batch_norms(consumers: dict, producers: dict) -> dict:
+    """Returns `{convolution: normalisation}` of the pairs that can be folded.
 
     The normalisation must be the only consumer of the convolution, and have no other
     input. The arguments are the result of `find_links`.
@@ -93,7 +93,7 @@ class _LayerCopier:
 
     def copy(self, layer):
         """Returns the copy of a layer or nested model, or None if it is folded."""
-        layer = unwrap(layer)
+        layer = unwrap_recomputed(layer)
         if layer in self._folded:
             return None
         if layer not in self._copies:
@@ -118,6 +118,7 @@ class _LayerCopier:
                 copy.set_weights(self._find_weights(layer))
 
     def _find_weights(self, layer) -> list[np.ndarray]:
+        """Returns the weights for a layer's copy, folded and rounded where needed."""
         if layer in self._pairs:
             return _fold_weights(layer, self._pairs[layer])
         if not isinstance(layer, QuantizedConvolution):
@@ -132,6 +133,7 @@ class _LayerCopier:
 
 
 def _call_unless_folded(layer, x, *args, **kwargs):
+    """Calls a layer; returns `x` if the layer is None."""
     return x if layer is None else layer(x, *args, **kwargs)
 
 
@@ -148,7 +150,7 @@ def fold_batch_norm(
     `copy_class` returns the class for the copy of a layer, which must have the same
     configuration and variables.
     """
-    copier = _LayerCopier(find_pairs(*find_links(model)), copy_class)
+    copier = _LayerCopier(pair_batch_norms(*find_links(model)), copy_class)
     clone = copier.copy(model)
     copier.copy_weights()
     clone.model_config = model.model_config

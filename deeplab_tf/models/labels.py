@@ -44,7 +44,7 @@ def read_labels(
     if _has_channels(shape, num_classes):
         ids, invalid = _read_one_hot(labels, ignore_label)
         after = f"which is neither one-hot ({num_classes} classes) nor all 0 (ignored)"
-        _check(invalid, labels, "labels have the pixel", after)
+        _require_valid(invalid, labels, "labels have the pixel", after)
         return ids, invalid
     require(
         _has_ids(shape),
@@ -57,7 +57,7 @@ def read_labels(
         f"which is neither a class (0..{num_classes - 1}) nor ignored (ignore_label="
         f"{ignore_label}); map it to a class or pass it as ignore_label"
     )
-    _check(invalid, labels, "labels contain", after)
+    _require_valid(invalid, labels, "labels contain", after)
     return ids, invalid
 
 
@@ -92,7 +92,7 @@ def read_predictions(predictions: Tensor, num_classes: int) -> tuple[Tensor, Ten
     after = (
         f"which is not a class (0..{num_classes - 1}); pass class ids or class scores"
     )
-    _check(invalid, predictions, "predictions contain", after)
+    _require_valid(invalid, predictions, "predictions contain", after)
     return ids, invalid
 
 
@@ -148,7 +148,7 @@ def _read_one_hot(labels: Tensor, ignore_label: int) -> tuple[Tensor, Tensor]:
     return ids, (nonzero > 1) | (nonzero != ones)
 
 
-def _check(invalid: Tensor, values: Tensor, before: str, after: str) -> None:
+def _require_valid(invalid: Tensor, values: Tensor, before: str, after: str) -> None:
     """Raises an error about the first invalid pixel, now or when the graph runs.
 
     `invalid` is a mask `[batch, height, width]`. The message quotes the pixel from

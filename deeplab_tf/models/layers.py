@@ -49,7 +49,7 @@ def conv(
         filters,
         kernel_size,
         kernel_initializer=_clone_initializer(initializer),
-        **_options(scope, strides, rate, padding) | layer_options,
+        **_conv_options(scope, strides, rate, padding) | layer_options,
     )
     if _is_padding_fixed(padding, strides):
         x = pad_fixed(x, kernel_size, scope)
@@ -70,7 +70,7 @@ def depthwise_conv(
     convolution = layers.DepthwiseConv2D(
         kernel_size,
         depthwise_initializer=_clone_initializer(initializer),
-        **_options(scope, strides, rate, padding),
+        **_conv_options(scope, strides, rate, padding),
     )
     if _is_padding_fixed(padding, strides):
         x = pad_fixed(x, kernel_size, scope)
@@ -95,7 +95,7 @@ def _is_padding_fixed(padding: str, strides: int) -> bool:
     return padding == "fixed" and strides > 1
 
 
-def _options(scope: str, strides: int, rate, padding: str) -> dict:
+def _conv_options(scope: str, strides: int, rate, padding: str) -> dict:
     return {
         "strides": strides,
         "dilation_rate": rate,

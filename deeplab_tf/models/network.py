@@ -30,7 +30,9 @@ class NormalizeImage(PixelScaling):
     """
 
     def __init__(self, model_config: dict, **kwargs):
-        self.model_config = strict_json.build(ModelConfig, model_config, "model_config")
+        self.model_config = strict_json.build_dataclass(
+            ModelConfig, model_config, "model_config"
+        )
         super().__init__(*_pixel_scaling(self.model_config), **kwargs)
 
     def get_config(self):
@@ -58,6 +60,7 @@ def find_model_config(model: keras.Model) -> ModelConfig:
 
 
 def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
+    """Returns high-level features of scaled images, then those for the decoder."""
     traits, conventions = config.traits, config.conventions
     options = {name: getattr(config, name) for name in traits.options}
     features = BACKBONES[config.backbone](
@@ -130,6 +133,7 @@ def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
 def _decoder(
     x: keras.KerasTensor, low_level: Sequence[keras.KerasTensor], config: ModelConfig
 ) -> keras.KerasTensor:
+    """Refines context features with the low-level ones, as the config says."""
     options = config.decoder
     style = _head_options(config, options.separable and not options.outputs_logits)
     kernel_size = options.kernel_size

@@ -50,7 +50,7 @@ def normalize_batch(x, gamma, beta, epsilon: float):
         channel.
     """
     dtype = x.dtype
-    x = _at_least_float32(x)
+    x = _cast_to_float32_or_more(x)
     mean, variance = ops.moments(x, axes=(0, 1, 2))
     batch, height, width, _ = ops.shape(x)
     count = ops.cast(batch * height * width, x.dtype)
@@ -59,7 +59,7 @@ def normalize_batch(x, gamma, beta, epsilon: float):
     return ops.cast(x * scale + (beta - mean * scale), dtype), mean, unbiased
 
 
-def _at_least_float32(x):
+def _cast_to_float32_or_more(x):
     return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
@@ -86,7 +86,7 @@ class BatchNormalization(layers.BatchNormalization):
         if not training or self.frozen or not self.trainable:
             scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
             offset = self.beta - self.moving_mean * scale
-            x = _at_least_float32(inputs) * scale + offset
+            x = _cast_to_float32_or_more(inputs) * scale + offset
             return ops.cast(x, self.compute_dtype)
         x, *moments = self.normalize_batch(inputs, self.gamma, self.beta, self.epsilon)
         moving_moments = (self.moving_mean, self.moving_variance)

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from deeplab_tf.models.fake_quantization import FakeQuantization, QuantizedConvolution
-from deeplab_tf.models.folding import find_links, find_pairs, unwrap
+from deeplab_tf.models.folding import find_links, pair_batch_norms, unwrap_recomputed
 from deeplab_tf.models.normalization import BatchNormalization, PixelScaling
 from deeplab_tf.models.resampling import WindowMean
 from deeplab_tf.models.variables import leaf_layers
@@ -42,6 +42,7 @@ def is_quantized(model: keras.Model) -> bool:
 
 
 def _is_fused(layer) -> bool:
+    """Returns whether 8-bit engines fuse an activation into the layer before."""
     return isinstance(layer, layers.Activation) and layer.activation in _FUSED
 
 
@@ -61,13 +62,13 @@ class _Quantizer:
 
     def __init__(self, model: keras.Model):
         self._consumers, self._producers = find_links(model)
-        self._pairs = find_pairs(self._consumers, self._producers)
+        self._pairs = pair_batch_norms(self._consumers, self._producers)
         self._folded = set(self._pairs.values())
         self._copies, self._roundings = {}, {}
 
     def copy(self, layer):
         """Returns the layer or model to use, or None for a folded normalisation."""
-        layer = unwrap(layer)
+        layer = unwrap_recomputed(layer)
         if layer in self._folded:
             return None
         if layer not in self._copies:
@@ -76,9 +77,10 @@ class _Quantizer:
         return self._copies[layer]
 
     def _make_copy(self, layer):
+        """Copies a layer; convolutions and layers with variables share them."""
         if isinstance(layer, keras.Model):
             return keras.models.clone_model(
-                layer, clone_function=self.copy, call_function=self._call
+                layer, clone_function=self.copy, call_function=self._call_and_round
             )
         if isinstance(layer, _CONVOLUTIONS):
             return QuantizedConvolution(layer, self._pairs.get(layer), name=layer.name)
@@ -89,6 +91,7 @@ class _Quantizer:
         return type(layer).from_config(layer.get_config())
 
     def _make_rounding(self, layer) -> FakeQuantization | None:
+        """Returns the rounding of a layer's output, or None if it needs none."""
         if isinstance(layer, PixelScaling):
             return FakeQuantization(_pixel_limits(layer), name=f"{layer.name}.quant")
         if not isinstance(layer, _ROUNDED):
@@ -98,7 +101,8 @@ class _Quantizer:
             return None  # rounded after the activation
         return FakeQuantization(name=f"{layer.name}.act_quant")
 
-    def _call(self, copy, x, *args, **kwargs):
+    def _call_and_round(self, copy, x, *args, **kwargs):
+        """Calls a copy and rounds its output; returns `x` if the copy is None."""
         if copy is None:
             return x
         x = copy(x, *args, **kwargs)

@@ -27,7 +27,7 @@ def _count_elements(tensors) -> int:
 
 
 def _find_live_tensors(calls: list[Call], image) -> dict[int, list]:
-    """Returns, for each cut, the tensors needed by later calls, latest first.
+    """Returns `{cut: tensors}` that later calls need, latest first.
 
     Omits cuts that more than two tensors cross.
     """
@@ -76,12 +76,12 @@ def find_cuts(model: keras.Model) -> tuple[int, ...]:
     limits = [totals[-1] * _SHARE**i for i in range(_POWERS)]
     found = filter(None, (_find_cuts_within(limit, totals, kept) for limit in limits))
 
-    def cost(choice):
+    def count_stored(choice):
         ends = itertools.pairwise((0, *choice))
         largest = max(totals[end] - totals[start] for start, end in ends)
         return largest + sum(kept[cut] for cut in choice)
 
-    return min(found, key=cost)
+    return min(found, key=count_stored)
 
 
 class _Segment(NamedTuple):
@@ -130,7 +130,7 @@ def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
     state_values = [ops.copy(v.value) for v in state]
     changed = []
 
-    def function(*tensors):
+    def call_statelessly(*tensors):
         values = [*tensors[len(inputs) :], *state_values]
         mapping = list(zip([*learned, *state], values, strict=True))
         # Does not initialise pending variables of other models.
@@ -143,7 +143,7 @@ def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
         changed[:] = [v for v, _ in changes]
         return [*tree.flatten(outputs), *(ops.stop_gradient(x) for _, x in changes)]
 
-    results = keras.remat(function)(*inputs, *learned_values)
+    results = keras.remat(call_statelessly)(*inputs, *learned_values)
     count = len(results) - len(changed)
     for variable, value in zip(changed, results[count:], strict=True):
         variable.assign(value)

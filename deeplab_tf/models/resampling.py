@@ -32,7 +32,7 @@ def spatial_size(x):
     return tuple(ops.shape(x)[1:3])
 
 
-def _positions(source, target, resizing: str):
+def _sample_positions(source, target, resizing: str):
     """Returns where the samples of a side lie among the cells of the source."""
     index = ops.cast(ops.arange(target), "float32")
     if resizing == "half_pixel":
@@ -45,7 +45,7 @@ def _positions(source, target, resizing: str):
 
 def _interpolation_matrix(source, target, resizing: str, dtype):
     """Returns `[target, source]`; each row interpolates two neighbours."""
-    position = _positions(source, target, resizing)
+    position = _sample_positions(source, target, resizing)
     cells = ops.cast(ops.arange(source), "float32")
     distance = ops.abs(ops.expand_dims(position, 1) - ops.expand_dims(cells, 0))
     return ops.cast(ops.relu(1.0 - distance), dtype)

@@ -105,6 +105,7 @@ def measure(
 
 
 def _read_peak_bytes() -> int:
+    """Returns the peak memory of the GPU or, without one, of this process."""
     if distribution.has_gpu():
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     return memory.peak_bytes()

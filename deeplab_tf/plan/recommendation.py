@@ -35,6 +35,7 @@ class _Request:
     steps: int
 
     def measure(self, cell: Cell) -> Measurement | None:
+        """Measures a step in a new process; returns None if it ran out of memory."""
         return measuring.measure_in_new_process(
             cell, self.model, self.train, self.steps
         )
@@ -52,6 +53,7 @@ def _parse_crop(text: str) -> tuple[int, int]:
 
 
 def _read_request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
+    """Returns the steps to measure, from the flags or else from the preset."""
     model = flags.read_model_config(
         values,
         preset and preset.model,
@@ -106,7 +108,7 @@ def _measure_grid(
 
 
 def _list_alternatives(best: Measurement) -> Iterator[Cell]:
-    """Yields the step in the other precisions and XLA settings."""
+    """Yields the best step with each other precision and XLA setting."""
     for precision in _PRECISIONS:
         # XLA makes depthwise convolutions about 20 times slower on CPU.
         for jit in ("on", "off") if distribution.has_gpu() else ("auto",):
@@ -157,6 +159,7 @@ def _format_line(cell: Cell, result: str) -> str:
 
 
 def _format_measurement(one: Measurement, limit: float) -> str:
+    """Formats a measured step as a line of the table, marked if it is too large."""
     result = (
         f"{one.mebibytes:>8.0f} {one.step_seconds:>8.2f} {one.images_per_second:>8.1f} "
         f"{one.compile_seconds:>8.1f}"

@@ -13,7 +13,7 @@ from deeplab_tf.presets.preset import (
     Published,
     describe,
     describe_run,
-    is_followed,
+    is_preset_followed,
 )
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "describe",
     "describe_run",
     "find_preset",
-    "is_followed",
+    "is_preset_followed",
 ]
 
 PRESETS: dict[str, Preset]

@@ -18,11 +18,12 @@ _PAPER = "1706.05587"
 _CASCADE: dict = {"context": ContextConfig(aspp=False), "decoder": NO_DECODER}
 
 
-def _grid_name(grid: tuple[int, ...]) -> str:
+def _name_grid(grid: tuple[int, ...]) -> str:
+    """Returns the name suffix of a multi-grid, such as "mg124"."""
     return "mg" + "".join(map(str, grid or (1, 1, 1)))
 
 
-def _cascaded(
+def _make_cascade(
     backbone: str, blocks: int, output_stride: int = 16, grid: tuple[int, ...] = ()
 ) -> ModelConfig:
     """Returns a ResNet up to block<blocks>, with logits from one convolution."""
@@ -47,14 +48,14 @@ def cascades() -> Iterator[Preset]:
     strides = (8, 16, 32, 64, 128, 256)
     mious: tuple[float, ...] = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
     for stride, miou in zip(strides, mious, strict=True):
-        model = _cascaded("resnet_v1_50", 7, stride)
+        model = _make_cascade("resnet_v1_50", 7, stride)
         yield _make_row(1, f"resnet50_block7_os{stride}", model, miou=miou)
     for depth, mious in (
         (50, (64.81, 72.14, 74.29, 73.88)),
         (101, (68.39, 73.21, 75.34, 75.76)),
     ):
         for block, miou in enumerate(mious, 4):
-            model = _cascaded(f"resnet_v1_{depth}", block)
+            model = _make_cascade(f"resnet_v1_{depth}", block)
             yield _make_row(2, f"resnet{depth}_block{block}", model, miou=miou)
     for grid, mious in (
         ((), (68.39, 73.21, 75.34, 75.76)),
@@ -64,20 +65,20 @@ def cascades() -> Iterator[Preset]:
         ((2, 2, 2), (71.45, 74.30, 74.70, 74.62)),
     ):
         for block, miou in enumerate(mious, 4):
-            model = _cascaded("resnet_v1_101", block, 16, grid)
-            yield _make_row(3, f"{_grid_name(grid)}_block{block}", model, miou=miou)
-    model = _cascaded("resnet_v1_101", 7, 16, (1, 2, 1))
-    for suffix, fields in _make_protocols((16, 76.66), (8, 78.05), 78.93, 79.35):
+            model = _make_cascade("resnet_v1_101", block, 16, grid)
+            yield _make_row(3, f"{_name_grid(grid)}_block{block}", model, miou=miou)
+    model = _make_cascade("resnet_v1_101", 7, 16, (1, 2, 1))
+    for suffix, fields in _list_protocols((16, 76.66), (8, 78.05), 78.93, 79.35):
         yield _make_row(4, suffix, model, **fields)
 
 
-def _make_protocols(
+def _list_protocols(
     first: tuple[int, float],
     second: tuple[int, float],
     multi_scale: float,
     flipped: float,
 ) -> Iterator[tuple[str, dict]]:
-    """Yields the four inference protocols of DeepLabv3's Tables 4 and 6.
+    """Yields suffix and protocol of the four rows in DeepLabv3's Tables 4 and 6.
 
     `first` and `second` are the output stride and mIoU of two rows. The next rows, with
     multiple scales and then also flipped images, have the output stride of `second`.
@@ -104,7 +105,7 @@ def pyramids() -> Iterator[Preset]:
         ("mg124_image_pooling", deeplabv3(), 77.21),
     ):
         yield _make_row(5, suffix, model, miou=miou)
-    for suffix, fields in _make_protocols((16, 77.21), (8, 78.51), 79.45, 79.77):
+    for suffix, fields in _list_protocols((16, 77.21), (8, 78.51), 79.45, 79.77):
         yield _make_row(6, suffix, deeplabv3(), **fields)
     yield _make_row(
         6,

@@ -19,7 +19,8 @@ from deeplab_tf.presets.recipes import (
 _PAPER = "1802.02611"
 
 
-def _decoder_ablation(**decoder: Any) -> ModelConfig:
+def _make_decoder_ablation(**decoder: Any) -> ModelConfig:
+    """Returns DeepLabv3 on ResNet-101 with a decoder of Tables 1 and 2."""
     options = {"separable": False, "convolutions": 1} | decoder
     return dataclasses.replace(deeplabv3(), decoder=DecoderConfig(**options))
 
@@ -35,7 +36,7 @@ def decoders() -> Iterator[Preset]:
     """Yields presets of Tables 1 and 2 of DeepLabv3+: decoder design."""
     filters, mious = (8, 16, 32, 48, 64), (77.61, 77.92, 78.16, 78.21, 77.94)
     for depth, miou in zip(filters, mious, strict=True):
-        model = _decoder_ablation(projection_filters=depth)
+        model = _make_decoder_ablation(projection_filters=depth)
         yield _make_row("1", f"projection{depth}", model, miou=miou)
     for suffix, decoder, miou in (
         ("conv2_3x3_256", {}, 78.21),
@@ -45,7 +46,7 @@ def decoders() -> Iterator[Preset]:
         ("conv2_1x1_256", {"kernel_size": 1}, 78.07),
         ("conv3_conv2_3x3_256", {"output_strides": (8, 4)}, 78.61),
     ):
-        yield _make_row("2", suffix, _decoder_ablation(**decoder), miou=miou)
+        yield _make_row("2", suffix, _make_decoder_ablation(**decoder), miou=miou)
 
 
 def resnet() -> Iterator[Preset]:
@@ -68,7 +69,7 @@ def resnet() -> Iterator[Preset]:
         (32, 16, True, "", 77.80, 101.28, erratum),
         (32, 8, True, "", 77.92, 297.92, ""),
     ):
-        model = _decoder_ablation(convolutions=2) if decoder else deeplabv3()
+        model = _make_decoder_ablation(convolutions=2) if decoder else deeplabv3()
         yield _make_row(
             "3",
             f"train{train}_eval{evaluated}{'_decoder' if decoder else ''}{protocol}",

@@ -76,9 +76,9 @@ class Preset:
         return self.model.at_output_stride(self.eval_output_stride)
 
 
-def is_followed(preset: Preset, parts: Iterable[Pair], **values: object) -> bool:
-    """Returns whether a run follows a preset exactly; see `describe_run`."""
-    return not _list_changes(preset, parts, values)
+def is_preset_followed(preset: Preset, parts: Iterable[Pair], **values: object) -> bool:
+    """Returns whether a run has no deviations from a preset; see `describe_run`."""
+    return not _list_run_deviations(preset, parts, values)
 
 
 def _format_size(size: tuple[int, int] | None) -> str:
@@ -122,11 +122,14 @@ def describe_run(preset: Preset, parts: Iterable[Pair], **values: object) -> str
     `parts` are pairs of a config of the preset and the same config of the run; `values`
     are the run's values for other attributes of the preset.
     """
-    changes = _list_changes(preset, parts, values)
+    changes = _list_run_deviations(preset, parts, values)
     return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
 
 
-def _list_changes(preset: Preset, parts: Iterable[Pair], values: dict) -> list[str]:
+def _list_run_deviations(
+    preset: Preset, parts: Iterable[Pair], values: dict
+) -> list[str]:
+    """Lists the deviations of configs and of other attributes; see `describe_run`."""
     changes = [line for pair in parts for line in list_deviations(*pair)]
     return changes + [
         f"{name}: {getattr(preset, name)} -> {value}"

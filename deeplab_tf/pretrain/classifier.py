@@ -24,14 +24,15 @@ _HEADS = {
 }
 
 
-def _family(backbone: str) -> str:
+def _find_family(backbone: str) -> str:
+    """Returns the name of a backbone's family, such as "xception"."""
     return backbone.partition("_")[0]
 
 
 def require_classifier(config: ModelConfig) -> None:
     """Raises UserError for a backbone without a classifier."""
-    if _family(config.backbone) not in _HEADS:
-        choices = [name for name in BACKBONES if _family(name) in _HEADS]
+    if _find_family(config.backbone) not in _HEADS:
+        choices = [name for name in BACKBONES if _find_family(name) in _HEADS]
         raise UserError(
             f"model_variant must be one of {', '.join(choices)} to be pre-trained; "
             f"received {config.backbone!r}"
@@ -61,7 +62,7 @@ def build_classifier(
         UserError: if the backbone has no classifier.
     """
     require_classifier(config)
-    head = _HEADS[_family(config.backbone)]
+    head = _HEADS[_find_family(config.backbone)]
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")
     x, *_ = image_features(image, config)

@@ -37,7 +37,7 @@ _UNREADABLE = (
 )
 
 
-def open_classes(name: str, data_dir: str, split: str) -> Source:
+def open_classified_images(name: str, data_dir: str, split: str) -> Source:
     """Returns the records of a split of classified images.
 
     Args:
@@ -87,31 +87,35 @@ def central_window(size):
 
 
 class _Cropper:
+    """Reads, crops and batches classified images."""
+
     def __init__(self, source: Source, config: DataConfig):
         self._info, self._keys, self._config = source.info, source.keys, config
         self._reader = Reader(source)
         self._count = len(source.index)
 
-    def position(self, index):
+    def find_position(self, index):
         """Returns the record position of a training sample."""
         count = tf.constant(self._count, tf.int64)
         return shuffle_index(index, count, self._config.seed)
 
     def describe(self, index: int) -> str:
         """Returns the file and record number of a training sample."""
-        words = self._reader.name_record(self.position(tf.constant(index, tf.int64)))
+        words = self._reader.name_record(
+            self.find_position(tf.constant(index, tf.int64))
+        )
         return b" ".join(tf.strings.as_string(w).numpy() for w in words).decode()
 
-    def training_batch(self, indices):
+    def read_training_batch(self, indices):
         """Returns random crops of training samples, and their classes."""
-        return self._batch(indices, self._crop_randomly, self.position)
+        return self._read_batch(indices, self._crop_randomly, self.find_position)
 
     @tf.autograph.experimental.do_not_convert
-    def central_batch(self, positions):
+    def read_central_batch(self, positions):
         """Returns central crops of the images at these positions, and their classes."""
-        return self._batch(positions, self._crop_center, lambda position: position)
+        return self._read_batch(positions, self._crop_center, lambda position: position)
 
-    def _batch(self, numbers, crop: Callable, position: Callable):
+    def _read_batch(self, numbers, crop: Callable, position: Callable):
         """Returns crops and classes of samples; an error names a broken record."""
         count = tf.size(numbers, tf.int64)
         samples = tf.data.Dataset.from_tensor_slices(numbers)
@@ -135,18 +139,19 @@ class _Cropper:
             return tf.ensure_shape(images, size), classes
 
     def _crop_randomly(self, index):
+        """Returns a random, perhaps mirrored window of a sample, and its class."""
         seed = tf.stack([tf.constant(self._config.seed, tf.int64), index])
         window = functools.partial(random_window, seed=seed)
-        image, label = self._crop(self.position(index), window)
+        image, label = self._read_crop(self.find_position(index), window)
         # A new seed, because the window has used the first one.
         seed = tf.random.experimental.stateless_fold_in(seed, 1)
         is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
         return tf.raw_ops.Reverse(tensor=image, dims=[False, is_mirrored, False]), label
 
     def _crop_center(self, position):
-        return self._crop(position, central_window)
+        return self._read_crop(position, central_window)
 
-    def _crop(self, position, window_fn: Callable):
+    def _read_crop(self, position, window_fn: Callable):
         """Returns a window of an image, float32 of the crop size, and its class."""
         info = self._info
         record = self._reader.read_bytes(position)
@@ -162,7 +167,7 @@ class _Cropper:
         return tf.ensure_shape(image, [*self._config.crop_size, info.channels]), label
 
 
-def load_classes(
+def load_classified_images(
     config: DataConfig,
     split: str,
     training: bool,
@@ -191,24 +196,24 @@ def load_classes(
             among the workers.
     """
     check_batch_size(config.batch_size, num_workers)
-    source = open_classes(config.dataset, config.dataset_dir, split)
+    source = open_classified_images(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)
     if training:
         size = config.batch_size
         dataset = make_training_batches(
-            cropper.training_batch, size, start, worker, num_workers
+            cropper.read_training_batch, size, start, worker, num_workers
         )
     else:
         dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
         dataset = dataset.batch(config.batch_size // num_workers)
         dataset = dataset.map(
-            cropper.central_batch, num_parallel_calls=EVAL_PARALLEL_CALLS
+            cropper.read_central_batch, num_parallel_calls=EVAL_PARALLEL_CALLS
         )
     return prefetch(dataset)
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
     """Returns the files and record numbers of `count` training samples."""
-    source = open_classes(config.dataset, config.dataset_dir, split)
+    source = open_classified_images(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)
     return "; ".join(cropper.describe(start + i) for i in range(count))

@@ -37,7 +37,7 @@ _RECIPE = {
 }
 _START = {
     "dataset": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
     ),
 }

@@ -51,10 +51,10 @@ class TopAccuracy:
         self._model = model
         self._shows_progress = shows_progress
         self._compiled_step = tf.function(
-            self._step, reduce_retracing=True, autograph=False
+            self._count_hits, reduce_retracing=True, autograph=False
         )
 
-    def _step(self, images, labels):
+    def _count_hits(self, images, labels):
         """Returns the number of images, of top-1 hits and of top-5 hits."""
         logits = self._model(images, training=False)
         # Not `in_top_k`, which counts all classes with equal logits as hits.

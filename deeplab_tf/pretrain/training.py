@@ -21,8 +21,8 @@ from deeplab_tf.pretrain.classifier import build_classifier, require_classifier
 from deeplab_tf.pretrain.data import (
     CENTRAL_SHARE,
     describe_samples,
-    load_classes,
-    open_classes,
+    load_classified_images,
+    open_classified_images,
 )
 from deeplab_tf.pretrain.scoring import ClassValidation
 from deeplab_tf.programs import suggest_commands
@@ -40,6 +40,7 @@ _NO_LABEL = -1  # every image has its class: none is ignored
 
 
 def _read_model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
+    """Returns the config of a classifier for the classes of the dataset."""
     config = flags.read_options(
         values,
         ModelConfig,
@@ -57,6 +58,7 @@ def _read_model_config(values: absl_flags.FlagValues, source: Source) -> ModelCo
 def _read_train_config(
     values: absl_flags.FlagValues, data: DataConfig, num_images: int
 ):
+    """Returns the config of training, with epochs of the schedule as steps."""
     epochs = values.learning_rate_decay_epochs
     if not 0 < epochs < math.inf:
         raise UserError(
@@ -84,11 +86,12 @@ def _read_experiment(values: absl_flags.FlagValues, source: Source) -> Experimen
 
 
 def _make_validation(values, data: DataConfig) -> ClassValidation:
+    """Returns the settings for scoring on `--eval_split`, after opening it."""
     split = values.eval_split
-    open_classes(data.dataset, data.dataset_dir, split)
+    open_classified_images(data.dataset, data.dataset_dir, split)
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
-        return load_classes(data, split, False, 0, worker, num_workers)
+        return load_classified_images(data, split, False, 0, worker, num_workers)
 
     protocol = {"split": split, "crop_size": data.crop_size}
     return ClassValidation(dataset, protocol | {"central_share": CENTRAL_SHARE})
@@ -102,7 +105,10 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 def _train(values, strategy: tf.distribute.Strategy) -> None:
-    source = open_classes(values.dataset, values.dataset_dir or "", values.train_split)
+    """Claims `--train_logdir`, creates or resumes a trainer, and trains."""
+    source = open_classified_images(
+        values.dataset, values.dataset_dir or "", values.train_split
+    )
     experiment = _read_experiment(values, source)
     validation = _make_validation(values, experiment.data)
     is_chief = distribution.current_worker(strategy).is_chief
@@ -115,16 +121,17 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
         )
         if latest:
             print(f"resuming from {latest}")
-        _run(values, trainer, experiment, validation, source)
+        _run_training(values, trainer, experiment, validation, source)
 
 
-def _run(
+def _run_training(
     values,
     trainer: Trainer,
     experiment: Experiment,
     validation: ClassValidation,
     source: Source,
 ) -> None:
+    """Saves the settings, trains, and prints the result and the next command."""
     data, split = experiment.data, experiment.split
     folder, worker = experiment.train.train_logdir, trainer.worker
     print(
@@ -135,7 +142,9 @@ def _run(
         resume.write_experiment(experiment, folder)
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
-        return load_classes(data, split, True, trainer.samples, worker, num_workers)
+        return load_classified_images(
+            data, split, True, trainer.samples, worker, num_workers
+        )
 
     def describe(start: int, count: int) -> str:
         return describe_samples(data, split, start, count)

@@ -163,7 +163,10 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
 def _start(
     program: types.ModuleType, values: absl_flags.FlagValues
 ) -> tuple[type[Exception], ...]:
-    """Starts TensorFlow if the program needs it; returns the errors of users."""
+    """Starts TensorFlow if the program needs it.
+
+    Returns the types of exceptions to report as errors of the user.
+    """
     if not _uses_tensorflow(program):
         return _ERRORS
     start_tensorflow(

@@ -12,7 +12,7 @@ from deeplab_tf.checkpoints.keras_file import is_keras_file
 from deeplab_tf.checkpoints.pytorch.weights import is_torch_file
 from deeplab_tf.checkpoints.restore import (
     class_count,
-    has_ranges,
+    has_quantization_ranges,
     load_tf1_variables,
     quantize_with_ranges,
     require_complete,
@@ -144,7 +144,7 @@ def restore_model(
     require_complete(report, prefix, model)
     delay = values.quantize_delay_step
     if delay is None:
-        delay = 0 if may_quantize and has_ranges(arrays) else -1
+        delay = 0 if may_quantize and has_quantization_ranges(arrays) else -1
     if delay < 0:
         return model
     if values.precision != "float32":

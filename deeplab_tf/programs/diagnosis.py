@@ -29,7 +29,13 @@ from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation.dataset_report import Diagnosis, write_dataset_report
 from deeplab_tf.files import outputs
 from deeplab_tf.programs import read_command_line
-from deeplab_tf.visualize import add_legend, as_rgb, contact_sheet, overlay, shrink
+from deeplab_tf.visualize import (
+    add_legend,
+    contact_sheet,
+    convert_to_rgb,
+    overlay,
+    shrink,
+)
 
 _SHEET, _PAGE = "doctor.png", "doctor.html"
 _SHOWN = 5  # problems of each kind
@@ -142,7 +148,7 @@ def _print_images(reports: Sequence[SplitReport]) -> None:
 
 def _draw_sample(image, label, info: DatasetInfo) -> np.ndarray:
     """Draws an image and its label side by side, shrunk, with a legend."""
-    rgb = as_rgb(np.asarray(image, np.float32) * (255.0 / info.max_value))
+    rgb = convert_to_rgb(np.asarray(image, np.float32) * (255.0 / info.max_value))
     image, label = shrink(rgb, _CELL), shrink(label, _CELL)
     pair = np.concatenate([image, overlay(image, label, info)], axis=1)
     return add_legend(pair, label, info)

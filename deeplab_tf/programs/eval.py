@@ -17,7 +17,7 @@ from deeplab_tf.serving.choices import require_engine
 
 _START = {
     "checkpoint_dir": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file; or an "
         "exported model: a SavedModel, TFLite, ONNX or OpenVINO file.",
     ),

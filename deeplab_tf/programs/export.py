@@ -29,6 +29,8 @@ from deeplab_tf.config.options import (
 from deeplab_tf.errors import UserError, require_extra
 from deeplab_tf.serving.choices import (
     FROZEN,
+    HTML,
+    HTML_PRECISIONS,
     MAX_PIXELS,
     ONNX,
     ONNX_PRECISIONS,
@@ -41,6 +43,7 @@ from deeplab_tf.serving.choices import (
     TFLITE_OUTPUTS,
     TFLITE_PRECISIONS,
     ending_of,
+    find_runtime,
     require_format,
 )
 
@@ -54,13 +57,15 @@ _FORMATS_OF_FLAGS = {
     **dict.fromkeys(flags.RESIZING, (SAVED_MODEL, FROZEN)),
     "tflite_input": (TFLITE,),
     "tflite_output": (TFLITE,),
-    "quantize": (TFLITE, ONNX, OPENVINO),
+    "quantize": (TFLITE, ONNX, OPENVINO, HTML),
+    "web_runtime": (HTML,),
     "calibration_images": (TFLITE, ONNX, OPENVINO),
 }
 _PRECISIONS = {
     TFLITE: TFLITE_PRECISIONS,
     ONNX: ONNX_PRECISIONS,
     OPENVINO: OPENVINO_PRECISIONS,
+    HTML: HTML_PRECISIONS,
 }
 # Fields of `EvalConfig` that are part of an export.
 _INFERENCE = (
@@ -69,13 +74,13 @@ _INFERENCE = (
 )
 _START = {
     "checkpoint_path": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file.",
     ),
     "export_path": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Folder for a SavedModel, or a file ending in .tflite, .onnx, .xml (OpenVINO), "
-        ".pb (frozen graph) or .keras.",
+        ".pb (frozen graph), .keras or .html (a page that labels images in a browser).",
     ),
 }
 _COMPARISON = {
@@ -108,6 +113,10 @@ _FORMATS = {
         *(flags.one_of(*TFLITE_INPUTS), None),
         "Ours: type of the pixels of a TFLite file; default: uint8 for int8, float32 "
         "otherwise.",
+    ),
+    "web_runtime": (
+        *(flags.STRING, "node_modules/onnxruntime-web"),
+        "Ours: folder of the npm package onnxruntime-web, for an .html file.",
     ),
     "calibration_images": (
         *(flags.at_least(1), 100),
@@ -175,14 +184,28 @@ def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
     if values["calibration_images"].present and precision != "int8":
         raise UserError("--calibration_images has no effect without --quantize=int8")
     is_compared = flags.has_records(values.dataset, values.dataset_dir)
+    if ending == HTML:
+        _check_page(values, path, is_compared)
     for name in ("eval_split", "max_miou_drop"):
         if values[name].present and not is_compared:
             raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
 
 
+def _check_page(values: absl_flags.FlagValues, path: str, is_compared: bool) -> None:
+    """Raises UserError unless a page can be written."""
+    if is_compared:
+        raise UserError(
+            f"{path} is not compared with the model, because only a browser runs it; "
+            "omit --dataset_dir, or export an .onnx file, which has the same graph"
+        )
+    find_runtime(values.web_runtime, path)
+
+
 def _require_converter(path: str, precision: str) -> None:
     """Raises UserError if the packages that write a format are not installed."""
     ending = ending_of(path)
+    if ending == HTML:
+        require_extra(["onnx", "tf2onnx"], "export", f"{path}: pages need")
     if ending == ONNX:
         needed = ["onnx", "tf2onnx"]
         needed += ["onnxruntime"] if precision == "int8" else []

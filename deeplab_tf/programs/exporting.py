@@ -13,7 +13,7 @@ from deeplab_tf.data.pipeline import find_largest_size, load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.presets import describe_run
-from deeplab_tf.programs import suggest_commands
+from deeplab_tf.programs import read_command_line, suggest_commands
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
     require_classes,
@@ -23,6 +23,7 @@ from deeplab_tf.programs.checkpoint import (
 from deeplab_tf.serving.artefact import format_size
 from deeplab_tf.serving.choices import (
     FROZEN,
+    HTML,
     LABEL_OUTPUTS,
     SAVED_MODEL,
     TFLITE,
@@ -122,6 +123,8 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         values.tflite_output,
         values.tflite_input,
         values.calibration_images,
+        web_runtime=values.web_runtime,
+        command=read_command_line(),
     )
 
 
@@ -206,6 +209,8 @@ def main(values: absl_flags.FlagValues) -> None:
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
         f"{config.output_stride}; {description}"
     )
+    if ending == HTML:
+        return
     print(comparison)
     use = ("predict", f"--model={path}", "--images=IMAGES", "--output_dir=OUT")
     suggest_commands([use])

@@ -73,7 +73,7 @@ def load_exported_model(
 def find_records(
     values: absl_flags.FlagValues, checkpoint: tf1.Checkpoint
 ) -> tuple[Records, Experiment | None]:
-    """Returns the dataset to run a checkpoint on, and its training run, if known."""
+    """Returns the records to run on, and the checkpoint's experiment, if known."""
     # A `.keras` file describes its model itself.
     folder = os.path.dirname(checkpoint.prefix)
     experiment = None if checkpoint.config else read_experiment(folder)

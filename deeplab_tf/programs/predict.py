@@ -28,7 +28,7 @@ from deeplab_tf.serving.choices import require_engine
 _SUBMISSIONS = ("cityscapes", "pascal_voc_seg")
 _START = {
     "model": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Training folder, checkpoint, SavedModel, Keras, TFLite, ONNX or OpenVINO "
         "file.",
     ),

@@ -23,7 +23,7 @@ from deeplab_tf.evaluation.unpredicted import (
     find_unpredicted,
     gather_evidence,
 )
-from deeplab_tf.presets import Preset, describe_run, is_followed
+from deeplab_tf.presets import Preset, describe_run, is_preset_followed
 from deeplab_tf.presets.preset import list_deviations
 from deeplab_tf.programs.machine import (
     claim_logdir,
@@ -109,7 +109,8 @@ def _check_records(values, experiment: Experiment, source: Source) -> Experiment
 def _pair_with_preset(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
     """Returns the arguments that compare the experiment with its preset.
 
-    They are pairs and keyword arguments of `describe_run` and `is_followed`.
+    They are pairs and keyword arguments of `describe_run` and
+    `is_preset_followed`.
     """
     parts = [
         (preset.model, experiment.model),
@@ -151,7 +152,7 @@ def _make_validation(values, experiment: Experiment, preset) -> Validation | Non
     config, expected_miou = EvalConfig(ignore_label=info.ignore_label), {}
     if preset and split == preset.eval_split:
         parts, others = _pair_with_preset(preset, experiment)
-        if is_followed(preset, parts, **others):
+        if is_preset_followed(preset, parts, **others):
             expected_miou = dict(preset.expected_miou)
     return Validation(dataset, config, expected_miou)
 

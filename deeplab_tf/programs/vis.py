@@ -18,11 +18,11 @@ from deeplab_tf.serving.choices import require_engine
 
 _START = {
     "checkpoint_dir": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file; or an "
         "exported model: a SavedModel, TFLite, ONNX or OpenVINO file.",
     ),
-    "vis_logdir": (flags.REQUIRED, None, "Folder to write to."),
+    "vis_logdir": (flags.required_string, None, "Folder to write to."),
 }
 _EVALUATION = {
     "eval_interval_secs": (

@@ -50,7 +50,7 @@ class Artefact(abc.ABC):
             UserError: if the images have an invalid shape, or a label exceeds
                 `num_classes`.
         """
-        labels = self._labels(self._validate(images))
+        labels = self._labels(self._check_images(images))
         highest = labels.max(initial=0)
         if self.num_classes is not None and highest >= self.num_classes:
             raise UserError(
@@ -67,9 +67,10 @@ class Artefact(abc.ABC):
         """
         if not self.gives_probabilities:
             raise UserError(f"{self._path} returns only labels, no probabilities")
-        return self._probabilities(self._validate(images))
+        return self._probabilities(self._check_images(images))
 
-    def _validate(self, images: ArrayLike) -> np.ndarray:
+    def _check_images(self, images: ArrayLike) -> np.ndarray:
+        """Returns images as an array; raises UserError for an invalid shape."""
         images = np.asarray(images)
         channels = images.shape[-1] if self.channels is None else self.channels
         if images.ndim != 4 or images.shape[-1] != channels:

@@ -13,7 +13,8 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.models.quantization import is_quantized
-from deeplab_tf.serving.choices import FROZEN, ONNX, OPENVINO, TFLITE
+from deeplab_tf.serving.browser import export_html
+from deeplab_tf.serving.choices import FROZEN, HTML, ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.frozen_graph import export_frozen_graph
 from deeplab_tf.serving.layer_errors import rank_layers
 from deeplab_tf.serving.onnx_file import export_onnx
@@ -39,6 +40,8 @@ class ExportRequest(NamedTuple):
         input_type: Type of a TFLite file's input, one of `TFLITE_INPUTS`, or None.
         calibration_images: Number of images of `records` for calibrating int8.
         float_layers: Names of layers of an int8 file to leave in float32.
+        web_runtime: Folder of the npm package `onnxruntime-web`, for a page.
+        command: Arguments of the command line, for a page.
     """
 
     model: keras.Model
@@ -51,13 +54,15 @@ class ExportRequest(NamedTuple):
     input_type: str | None = None
     calibration_images: int = 100
     float_layers: Sequence[str] = ()
+    web_runtime: str = ""
+    command: Sequence[str] = ()
 
 
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
     `ending` is the ending of the final path: `TFLITE`, `ONNX`, `OPENVINO`, `FROZEN`,
-    `KERAS`, or "" for a SavedModel.
+    `KERAS`, `HTML`, or "" for a SavedModel.
     """
     writers = {
         TFLITE: _write_tflite,
@@ -65,19 +70,21 @@ def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
         OPENVINO: functools.partial(_write_engine_file, export_openvino),
         FROZEN: _write_frozen_graph,
         KERAS: _write_keras,
+        HTML: _write_page,
     }
     return writers.get(ending, _write_saved_model)(request, path)
 
 
 def _write_frozen_graph(request: ExportRequest, path: str) -> str:
-    return _write_graph(export_frozen_graph, request, path)
+    return _write_tensorflow_graph(export_frozen_graph, request, path)
 
 
 def _write_saved_model(request: ExportRequest, path: str) -> str:
-    return _write_graph(export_saved_model, request, path)
+    return _write_tensorflow_graph(export_saved_model, request, path)
 
 
-def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
+def _write_tensorflow_graph(export: Callable, request: ExportRequest, path: str) -> str:
+    """Writes a SavedModel or a frozen graph; describes its input and output."""
     export(
         request.model,
         path,
@@ -87,10 +94,11 @@ def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
         info=request.info,
         options=request.options,
     )
-    return _describe_any_size(request)
+    return _describe_flexible_size(request)
 
 
 def _write_engine_file(export: Callable, request: ExportRequest, path: str) -> str:
+    """Writes an ONNX or OpenVINO file; describes its precision, input and output."""
     export(
         request.model,
         path,
@@ -100,16 +108,18 @@ def _write_engine_file(export: Callable, request: ExportRequest, path: str) -> s
         request.info,
         request.float_layers,
     )
-    return f"{request.precision}; {_describe_any_size(request)}"
+    return f"{request.precision}; {_describe_flexible_size(request)}"
 
 
 def _select_calibration_images(request: ExportRequest) -> tf.data.Dataset | None:
+    """Returns the first images of the records; None if int8 needs no calibration."""
     if request.precision != "int8" or is_quantized(request.model):
         return None
     return request.records.take(request.calibration_images)
 
 
 def _write_keras(request: ExportRequest, path: str) -> str:
+    """Writes a `.keras` file; describes its input and output."""
     request.model.save(path)
     config = request.model.model_config
     return (
@@ -118,7 +128,21 @@ def _write_keras(request: ExportRequest, path: str) -> str:
     )
 
 
-def _describe_any_size(request: ExportRequest) -> str:
+def _write_page(request: ExportRequest, path: str) -> str:
+    """Writes a page for the browser; describes it."""
+    export_html(
+        request.model,
+        path,
+        request.web_runtime,
+        request.info,
+        request.precision,
+        request.command,
+    )
+    return f"{request.precision}; open it in a browser"
+
+
+def _describe_flexible_size(request: ExportRequest) -> str:
+    """Describes the input and output of an export for images of any size."""
     channels = request.model.model_config.channels
     return (
         f"ImageTensor uint8 [batch, height, width, {channels}] -> "
@@ -127,6 +151,7 @@ def _describe_any_size(request: ExportRequest) -> str:
 
 
 def _write_tflite(request: ExportRequest, path: str) -> str:
+    """Writes a TFLite file; describes its precision, input and output."""
     config, size = request.model.model_config, request.evaluation.eval_crop_size
     export_tflite(
         request.model,

@@ -26,7 +26,8 @@ _READERS: dict[str, Callable[[str], Artefact]] = {
 }
 
 
-def _is_file(path: str) -> bool:
+def _is_export_file(path: str) -> bool:
+    """Returns whether a path ends like an exported file and is not a folder."""
     return bool(ending_of(path)) and not tf.io.gfile.isdir(path)
 
 
@@ -36,7 +37,7 @@ def is_artefact(path: str) -> bool:
     A `.keras` file counts as a checkpoint, to which all options of a model apply, and
     so does a frozen graph with the variables of the official code.
     """
-    if is_saved_model(path) or not _is_file(path):
+    if is_saved_model(path) or not _is_export_file(path):
         return is_saved_model(path)
     if ending_of(path) == FROZEN:
         return not has_official_weights(path)
@@ -55,5 +56,5 @@ def load_artefact(path: str) -> Artefact:
         UserError: if the model is damaged, or has other inputs or outputs than a model
             that labels images.
     """
-    reader = _READERS[ending_of(path)] if _is_file(path) else SavedModelPredictor
+    reader = _READERS[ending_of(path)] if _is_export_file(path) else SavedModelPredictor
     return reader(path)

@@ -103,6 +103,7 @@ def _add_text(graph: tf.compat.v1.GraphDef, name: str, text: str) -> None:
 def _freeze_predictor(
     predictor: Predictor | ResizingPredictor,
 ) -> tf.compat.v1.GraphDef:
+    """Returns a graph with the official outputs and constant weights."""
     spec = image_spec(predictor.config.channels)
 
     def serve(images: tf.Tensor) -> list[tf.Tensor]:

@@ -206,6 +206,7 @@ def measure_layer_errors(
 def _make_serving_function(
     model: keras.Model, probabilities: bool
 ) -> tf.types.experimental.PolymorphicFunction:
+    """Returns a function from uint8 images to labels and maybe probabilities."""
     config = model.model_config
     network = use_native_layers(model, _LAYER_TYPES)
     shape = [None, None, None, config.channels]
@@ -251,6 +252,7 @@ def _name_input(graph: "onnx.GraphProto") -> None:
 
 
 def _name_axes(graph: "onnx.GraphProto") -> None:
+    """Names the axes of inputs and outputs, which can have any size."""
     for value in (*graph.input, *graph.output):
         sides = value.type.tensor_type.shape.dim
         for name, side in zip(_AXES, sides, strict=False):
@@ -312,6 +314,7 @@ class OnnxPredictor(Artefact):
 
 
 def _load_session(path: str) -> "onnxruntime.InferenceSession":
+    """Loads a file into ONNX Runtime; refuses files that read other files."""
     needed_by = f"{path}: ONNX files need"
     engine, onnx = (
         import_extra(x, "export", needed_by) for x in ("onnxruntime", "onnx")

@@ -58,7 +58,7 @@ def find_layers(graph: "onnx.GraphProto") -> list[Layer]:
             continue
         features.update(node.output)
         if node.op_type in _OPERATIONS:
-            name = _find_name(node)
+            name = _find_layer_name(node)
             # A layer may be called several times.
             calls = sum(layer.name.partition(":")[0] == name for layer in layers)
             layer = Layer(f"{name}:{calls + 1}" if calls else name, [], "")
@@ -73,7 +73,7 @@ def find_layers(graph: "onnx.GraphProto") -> list[Layer]:
     return layers
 
 
-def _find_name(node: "onnx.NodeProto") -> str:
+def _find_layer_name(node: "onnx.NodeProto") -> str:
     """Returns the name of the Keras layer of a node.
 
     The converter renames convolutions, but neither their biases nor their kernels,
@@ -113,13 +113,14 @@ def store_as_float16(model: "onnx.ModelProto") -> None:
     model.graph.node.extend(nodes)
 
 
-class _Samples:
-    """Calibration images, as ONNX Runtime reads them."""
+class _CalibrationReader:
+    """Feeds calibration images to ONNX Runtime."""
 
     def __init__(self, images: Iterable[np.ndarray]):
         self._images = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
+        """Returns the next image by the name of the input, or None at the end."""
         image = next(self._images, None)
         return None if image is None else {INPUT: image}
 
@@ -156,7 +157,7 @@ def quantize(
         quantization.quantize_static(
             marked,
             path,
-            _Samples(images),
+            _CalibrationReader(images),
             op_types_to_quantize=[*_OPERATIONS, *_ACTIVATIONS],
             nodes_to_quantize=nodes,
             per_channel=True,
@@ -174,7 +175,7 @@ def quantize(
 def _restore_inputs(
     rounded: "onnx.GraphProto", exact: "onnx.GraphProto", names: Collection[str]
 ) -> None:
-    """Makes the nodes `names` read features before they are rounded.
+    """Makes the nodes `names` read features that are not rounded.
 
     The quantiser rounds a tensor if the layer that writes it computes in 8 bits.
     """
@@ -198,9 +199,9 @@ def _restore_inputs(
 
 
 def _copy_activation(node: "onnx.NodeProto", source: str) -> "onnx.NodeProto":
-    """Returns an activation of another tensor, which the quantiser had removed.
+    """Returns a copy of an activation that reads `source`.
 
-    It does so where the limits of 8-bit values have the same effect.
+    The quantiser removes activations where the range of 8-bit values suffices.
     """
     import onnx
 
@@ -224,7 +225,7 @@ def measure_layer_errors(
 
     layers = find_layers(exact.graph)
     session = onnxruntime.InferenceSession(
-        _compare_in_graph(exact, rounded, layers).SerializeToString(),
+        _build_comparison(exact, rounded, layers).SerializeToString(),
         providers=["CPUExecutionProvider"],
     )
     sums = sum(np.float64(session.run(None, {INPUT: image})) for image in images)
@@ -232,7 +233,7 @@ def measure_layer_errors(
     return compute_errors(names, sums.reshape(len(names), 2))
 
 
-def _compare_in_graph(
+def _build_comparison(
     exact: "onnx.ModelProto", rounded: "onnx.ModelProto", layers: list[Layer]
 ) -> "onnx.ModelProto":
     """Returns a model that compares each 8-bit layer with the exact one.

@@ -154,14 +154,15 @@ class OpenVinoPredictor(Artefact):
         protocol = {"artefact": "OpenVINO"}
         super().__init__(
             path,
-            _static_side(inputs[INPUT], -1),
+            _find_fixed_side(inputs[INPUT], -1),
             DatasetInfo.from_json(info, f"{path}: {_INFO[-1]}") if info else None,
             protocol | ({"precision": precision} if precision else {}),
             scores is not None,
-            scores and _static_side(scores, -1),
+            scores and _find_fixed_side(scores, -1),
         )
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        """Returns one of the outputs for uint8 images or images to be rounded."""
         with _translate_errors(self._path):
             results = self._compiled({INPUT: round_to_uint8(images)})
         # A copy, because OpenVINO reuses the memory of its outputs.
@@ -196,6 +197,7 @@ def _read_metadata(graph: "openvino.Model", key: list[str]) -> str | None:
     return str(graph.get_rt_info(key).value) if graph.has_rt_info(key) else None
 
 
-def _static_side(port: "openvino.Output", axis: int) -> int | None:
+def _find_fixed_side(port: "openvino.Output", axis: int) -> int | None:
+    """Returns the length of an axis, or None if it can vary."""
     side = port.partial_shape[axis]
     return side.get_length() if side.is_static else None

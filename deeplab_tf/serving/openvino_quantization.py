@@ -37,7 +37,7 @@ def quantize(
     nncf.set_log_level(logging.WARNING)  # not a line for each layer
     if all(layer.name in float_layers for layer in layers):
         return graph
-    ports, samples = _find_ports(graph), [{INPUT: image} for image in images]
+    ports, samples = _map_outputs(graph), [{INPUT: image} for image in images]
     kept = [
         name
         for layer in layers
@@ -53,8 +53,8 @@ def quantize(
     )
 
 
-def _find_ports(graph: "openvino.Model") -> "dict[str, openvino.Output]":
-    """Returns outputs of operations by the names of their tensors in ONNX."""
+def _map_outputs(graph: "openvino.Model") -> "dict[str, openvino.Output]":
+    """Returns the outputs of operations by their tensor names in ONNX."""
     return {
         name: port
         for operation in graph.get_ops()
@@ -64,7 +64,7 @@ def _find_ports(graph: "openvino.Model") -> "dict[str, openvino.Output]":
 
 
 def _find_operations(node: "openvino.Node") -> Iterator[str]:
-    """Yields the names of a layer's operations, from its output up."""
+    """Yields the names of a layer's operations, from the last to the first."""
     yield node.get_friendly_name()
     if node.get_type_name() not in _FUSED:
         return
@@ -87,7 +87,7 @@ def measure_layer_errors(
     """
     import openvino
 
-    results = _compare_in_graph(exact, rounded, [layer.output for layer in layers])
+    results = _build_comparison(exact, rounded, [layer.output for layer in layers])
     both = openvino.Model(results, exact.get_parameters())
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(both, "CPU", hints)
@@ -98,7 +98,7 @@ def measure_layer_errors(
     return compute_errors([layer.name for layer in layers], sums)
 
 
-def _compare_in_graph(
+def _build_comparison(
     exact: "openvino.Model", rounded: "openvino.Model", outputs: Sequence[str]
 ) -> "list[openvino.Node]":
     """Returns the sums of squares of each layer's error and of its exact output.
@@ -108,7 +108,7 @@ def _compare_in_graph(
     import openvino
 
     ops = openvino.opset13
-    ports, rounded_ports = _find_ports(exact), _find_ports(rounded)
+    ports, rounded_ports = _map_outputs(exact), _map_outputs(rounded)
 
     def sum_squares(x: "openvino.Node") -> "openvino.Node":
         axes = list(range(len(x.output(0).partial_shape)))

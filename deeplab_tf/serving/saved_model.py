@@ -165,6 +165,7 @@ def _make_signatures(
     info: DatasetInfo | None,
     options: ExportOptions,
 ) -> dict[str, Signature]:
+    """Returns the signatures, which share one copy of the network."""
     features = share_network(predictor, network)
     # `encoded` decodes to 8 bits, which would change deeper images.
     is_deep = info is not None and info.max_value != 255
@@ -175,6 +176,7 @@ def _make_signatures(
 def _write_graphs(
     path: str, found: dict[str, Signature], info: DatasetInfo | None
 ) -> None:
+    """Writes the signatures as a SavedModel, and the class names as its asset."""
     graphs = {
         name: tf.function(function, autograph=False).get_concrete_function(spec)
         for name, (function, spec) in found.items()
@@ -211,6 +213,7 @@ def _make_warmup_requests(
 def _write_description(
     model: keras.Model, info: DatasetInfo | None, has_weights: bool, folder: str
 ) -> None:
+    """Writes the configs of model and dataset and, if wanted, the weights."""
     with tf.io.gfile.GFile(os.path.join(folder, _MODEL), "w") as file:
         file.write(strict_json.dump(dataclasses.asdict(model.model_config)))
     if info is not None:
@@ -253,12 +256,13 @@ class GraphPredictor(Artefact):
             num_classes=num_classes,
         )
 
-    def _run(
+    def _run_signature(
         self,
         signature: Callable,
         output: str,
         images: np.ndarray,
     ) -> np.ndarray:
+        """Returns an output, image by image if the batch size is fixed to 1."""
         if self._input.dtype.is_integer and images.dtype.kind == "f":
             images = np.rint(images)
         images = tf.saturate_cast(images, self._input.dtype)
@@ -278,10 +282,10 @@ class GraphPredictor(Artefact):
         return np.concatenate(results)
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
-        return self._run(self._serve, OUTPUT, images).astype(np.int32)
+        return self._run_signature(self._serve, OUTPUT, images).astype(np.int32)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        return self._run(self._score, PROBABILITIES, images)
+        return self._run_signature(self._score, PROBABILITIES, images)
 
 
 class SavedModelPredictor(GraphPredictor):
@@ -298,7 +302,7 @@ class SavedModelPredictor(GraphPredictor):
 
     def __init__(self, path: str):
         # Keeps the variables alive, which a signature does not.
-        self._loaded = _load(path)
+        self._loaded = _load_saved_model(path)
         serve = _find_labels_signature(self._loaded, path)
         score = _find_probabilities_signature(self._loaded)
         classes = score and score.structured_outputs[PROBABILITIES].shape[-1]
@@ -313,7 +317,7 @@ class SavedModelPredictor(GraphPredictor):
         )
 
 
-def _load(path: str) -> tf.Module:
+def _load_saved_model(path: str) -> tf.Module:
     try:
         return tf.saved_model.load(path)
     except Exception as error:  # damaged graphs raise errors of many classes
@@ -330,6 +334,7 @@ def _input_specs(
 def _find_labels_signature(
     loaded: tf.Module, path: str
 ) -> tf.types.experimental.ConcreteFunction:
+    """Returns the signature for labels; raises UserError if there is none."""
     serve = loaded.signatures.get(SERVING)
     inputs = _input_specs(serve) if serve else {}
     outputs = serve.structured_outputs if serve else {}
@@ -344,6 +349,7 @@ def _find_labels_signature(
 def _find_probabilities_signature(
     loaded: tf.Module,
 ) -> tf.types.experimental.ConcreteFunction | None:
+    """Returns a signature with probabilities, or None."""
     for name in (SERVING, "probabilities"):
         signature = loaded.signatures.get(name)
         if (

@@ -103,6 +103,7 @@ class ResizingPredictor:
         return self._restore_size(results[:, :height, :width], images)
 
     def _restore_size(self, results, images):
+        """Resizes results to the images' size: labels by nearest neighbour."""
         size = tf.shape(images)[1:3]
         if results.dtype.is_integer:
             return resize_nearest(results[..., None], size)[..., 0]
@@ -181,7 +182,7 @@ def _make_probability_output(predict: Callable, images) -> dict:
     return {PROBABILITIES: predict(images)[1]}
 
 
-def _make_both_outputs(predict: Callable, images) -> dict:
+def _make_label_and_probability_outputs(predict: Callable, images) -> dict:
     return dict(zip((OUTPUT, PROBABILITIES), predict(images), strict=True))
 
 
@@ -211,6 +212,7 @@ def _make_encoded_outputs(
 
 
 def _make_feature_outputs(features: Callable, images) -> dict:
+    """Returns the features by name as float32, without the logits."""
     outputs = dict(features(tf.cast(images, tf.float32), training=False))
     del outputs["logits"]
     return {name: tf.cast(x, tf.float32) for name, x in outputs.items()}
@@ -245,7 +247,7 @@ def make_signatures(
     labels = compiled(predictor.labels)
     both = compiled(predictor.labels_and_probabilities)
     functions = {
-        SERVING: (_make_both_outputs, both)
+        SERVING: (_make_label_and_probability_outputs, both)
         if gives_probabilities
         else (_make_label_output, labels),
         "probabilities": (_make_probability_output, both),

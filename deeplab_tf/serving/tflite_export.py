@@ -148,7 +148,7 @@ def convert_to_tflite(
         UserError: if a setting is invalid.
     """
     check_calibration(model, precision, calibration)
-    _check_output(model, output)
+    _check_class_count(model, output)
     config, samples = model.model_config, _prepare_samples(model, size, calibration)
     input_type = input_type or ("uint8" if precision == "int8" else "float32")
     output_type = "float32" if output == "logits" else "uint8"
@@ -156,7 +156,7 @@ def convert_to_tflite(
     spec_type = "float32" if precision == "int8" else input_type
     spec = tf.TensorSpec([1, *size, config.channels], spec_type, name=INPUT)
     with tempfile.TemporaryDirectory() as folder:
-        _write_graph(model, spec, output, folder)
+        _write_saved_model(model, spec, output, folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if is_quantized(model):
             has_scores = output == "probabilities"
@@ -178,7 +178,8 @@ def _prepare_samples(
     return require_images(pad_images(images, model.model_config.mean_pixel, size))
 
 
-def _check_output(model: keras.Model, output: str) -> None:
+def _check_class_count(model: keras.Model, output: str) -> None:
+    """Raises UserError for a category mask of more than 256 classes."""
     classes = model.model_config.num_classes
     if output == "category_mask" and classes > 256:
         raise UserError(
@@ -187,9 +188,10 @@ def _check_output(model: keras.Model, output: str) -> None:
         )
 
 
-def _write_graph(
+def _write_saved_model(
     model: keras.Model, spec: tf.TensorSpec, output: str, folder: str
 ) -> None:
+    """Writes the network with the chosen output, for the converter."""
     rounding = INTEGER_LAYERS if is_quantized(model) else {}
     network = use_native_layers(model, NATIVE_LAYERS | rounding)
 
@@ -211,7 +213,7 @@ def _write_graph(
 
 
 def _convert_quantized(converter: Any, input_type: str, has_scores: bool) -> bytes:
-    """Returns the int8 TFLite file of a graph that has the ranges."""
+    """Returns an int8 file of a quantised model, which brings its own ranges."""
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = tf.as_dtype(input_type)
     if has_scores:

@@ -32,21 +32,22 @@ def compute_layer_errors(
     outputs = [_find_layer_outputs(interpreter) for interpreter in interpreters]
     common = [name for name in outputs[1] if name in outputs[0]]
 
-    def read_values(name):
+    def read_tensors(name):
         pair = zip(interpreters, outputs, strict=True)
         return [_read_tensor(interpreter, known[name]) for interpreter, known in pair]
 
     sums = np.zeros((len(common), 2))
     for image in images:
         for interpreter in interpreters:
-            _run(interpreter, image)
+            _run_interpreter(interpreter, image)
         for i, name in enumerate(common):
-            value, rounded = read_values(name)
+            value, rounded = read_tensors(name)
             sums[i] += np.sum((rounded - value) ** 2), value.size * np.var(value)
     return compute_errors([parse_layer_name(name) for name in common], sums)
 
 
 def _load_interpreter(content: bytes):
+    """Returns an interpreter that keeps the outputs of all layers."""
     # An optional dependency.
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -74,7 +75,8 @@ def _find_layer_outputs(interpreter) -> dict[str, dict]:
     }
 
 
-def _run(interpreter, image: np.ndarray) -> None:
+def _run_interpreter(interpreter, image: np.ndarray) -> None:
+    """Runs the interpreter on an image, in the type of its input."""
     detail = interpreter.get_input_details()[0]
     interpreter.set_tensor(detail["index"], np.rint(image).astype(detail["dtype"]))
     interpreter.invoke()

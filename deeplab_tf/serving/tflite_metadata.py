@@ -75,8 +75,8 @@ def _make_metadata(channels: int, activation: str | None, has_labels: bool) -> b
 
 
 def _add_input(builder: _Builder, channels: int) -> int:
-    """Adds a `TensorMetadata` of pixels without normalisation."""
-    normalization = {0: _add_floats(builder, 0), 1: _add_floats(builder, 1)}
+    """Adds a `TensorMetadata` of pixels without normalisation; returns its offset."""
+    normalization = {0: _add_float_vector(builder, 0), 1: _add_float_vector(builder, 1)}
     unit = {1: _add_table(builder, normalization)}
     fields = {
         0: builder.CreateString("image"),
@@ -84,7 +84,8 @@ def _add_input(builder: _Builder, channels: int) -> int:
             builder, [_add_table(builder, unit, {0: _NORMALIZATION_OPTIONS})]
         ),
         5: _add_table(
-            builder, {0: _add_floats(builder, 255), 1: _add_floats(builder, 0)}
+            builder,
+            {0: _add_float_vector(builder, 255), 1: _add_float_vector(builder, 0)},
         ),
     }
     if channels in _COLOR_SPACES:
@@ -94,7 +95,7 @@ def _add_input(builder: _Builder, channels: int) -> int:
 
 
 def _add_output(builder: _Builder, has_labels: bool) -> int:
-    """Adds a `TensorMetadata` of labels or scores."""
+    """Adds a `TensorMetadata` of labels or scores; returns its offset."""
     fields = {0: builder.CreateString("segmentation")}
     if has_labels:
         name = builder.CreateString(LABELS)
@@ -129,11 +130,13 @@ def _add_table(
 
 
 def _add_vector(builder: _Builder, items: Sequence[int]) -> int:
+    """Adds a vector of tables; returns its offset."""
     builder.StartVector(4, len(items), 4)
     for item in reversed(items):
         builder.PrependUOffsetTRelative(item)
     return builder.EndVector()
 
 
-def _add_floats(builder: _Builder, value: float) -> int:
+def _add_float_vector(builder: _Builder, value: float) -> int:
+    """Adds a vector with one float; returns its offset."""
     return builder.CreateNumpyVector(np.full(1, value, np.float32))

@@ -43,7 +43,9 @@ def quantize_tflite(
     """
     library = import_extra(MODULE, "export", _NEEDED_BY)
     quantizer = library.Quantizer(content)
-    _add_rules(quantizer, precision, {"INPUT": input_type, "OUTPUT": output_type})
+    _add_precision_rules(
+        quantizer, precision, {"INPUT": input_type, "OUTPUT": output_type}
+    )
     for name in float_layers:
         _keep_float(quantizer, rf"(^|[/;]){re.escape(name)}(_\d+)?[/;]")
     with _hide_progress():
@@ -52,7 +54,7 @@ def quantize_tflite(
     return _use_integer_argmax(bytes(result.quantized_model))
 
 
-def _add_rules(
+def _add_precision_rules(
     quantizer: "litert_quantizer.Quantizer", precision: str, ends: dict[str, str]
 ) -> None:
     """Sets the precision of all operations, and the types of input and output."""
@@ -82,6 +84,7 @@ def _add_rules(
 def _keep_float(
     quantizer: "litert_quantizer.Quantizer", pattern: str, operation: str = "*"
 ) -> None:
+    """Excludes operations of layers that match a pattern from quantisation."""
     quantizer.update_quantization_recipe(
         pattern, operation, algorithm_key="no_quantize"
     )
@@ -118,15 +121,17 @@ def _use_integer_argmax(content: bytes) -> bytes:
     model = tools.read_model_from_bytearray(content)
     (graph,) = model.subgraphs
 
-    def select(name: str) -> list:
+    def find_operators(name: str) -> list:
         return [
             operation
             for operation in graph.operators
             if tools.opcode_to_name(model, operation.opcodeIndex) == name
         ]
 
-    sources = {operation.outputs[0]: operation for operation in select("DEQUANTIZE")}
-    for maximum in select("ARG_MAX"):
+    sources = {
+        operation.outputs[0]: operation for operation in find_operators("DEQUANTIZE")
+    }
+    for maximum in find_operators("ARG_MAX"):
         source = sources.get(maximum.inputs[0])
         if source is not None:
             maximum.inputs[0] = source.inputs[0]

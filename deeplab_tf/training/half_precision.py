@@ -35,7 +35,7 @@ class LossScale:
         return self._scale.read_value()
 
     def update(self, is_finite, do_step: Callable[[], object]) -> None:
-        """Calls `do_step` if all gradients are finite, and adapts the scale."""
+        """Calls `do_step` if all gradients are finite, else halves the scale."""
 
         def grow():
             do_step()

@@ -44,7 +44,7 @@ class Replicas:
         return tf.function(function, jit_compile=True)
 
     def run(self, function: Callable, *args: object) -> Any:
-        """Calls a function on every replica and returns all results."""
+        """Calls a function on every replica and returns the results per replica."""
         return self.strategy.run(function, args=args)
 
     def first(self, values: _Values) -> _Values:

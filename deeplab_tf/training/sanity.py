@@ -48,7 +48,7 @@ def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> 
 
 
 def _overfit(model, config: TrainConfig, dataset) -> Verdict:
-    """Trains on one batch; the verdict is positive once the scores are high."""
+    """Trains on one batch; the verdict is positive if the scores become high."""
     config = dataclasses.replace(
         config,
         optimizer="adam",

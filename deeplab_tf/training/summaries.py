@@ -13,7 +13,13 @@ import tensorflow as tf
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.training.trackers import Tracker
-from deeplab_tf.visualize import as_rgb, encode_png, overlay, panel, plot_confusion
+from deeplab_tf.visualize import (
+    convert_to_rgb,
+    draw_panel,
+    encode_png,
+    overlay,
+    plot_confusion,
+)
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
@@ -88,7 +94,7 @@ class Summaries:
         image = plot_confusion(counts, info.class_names)
         self._write_image(step, "eval/confusion_matrix", image)
         for i, example in enumerate(examples):
-            image = panel(example.image, example.truth, example.prediction, info)
+            image = draw_panel(example.image, example.truth, example.prediction, info)
             self._write_image(step, f"eval/example_{i}", image)
 
     def write_overlays(
@@ -104,7 +110,7 @@ class Summaries:
         """
         for i, (image, labels) in enumerate(samples):
             info = self._info or generic_info(int(labels.max()) + 1)
-            drawn = overlay(as_rgb(image), labels, info)
+            drawn = overlay(convert_to_rgb(image), labels, info)
             self._write_image(step, f"{tag}_{i}", drawn)
 
     def flush(self) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from deeplab_tf.checkpoints import cache
-from deeplab_tf.checkpoints.cache import cache_folder, make_private_folder, verify
+from deeplab_tf.checkpoints.cache import cache_folder, make_private_folder, verify_file
 from deeplab_tf.errors import UserError
 
 # sha256sum of "some".
@@ -86,8 +86,8 @@ def test_cache_of_another_user_is_refused(tmp_path, monkeypatch):
         make_private_folder(str(folder))
 
 
-def verify_file(path, sha256="", find_damage=None):
-    verify(str(path), str(path), sha256, find_damage, "fetch it again")
+def verify(path, sha256="", find_damage=None):
+    verify_file(str(path), str(path), sha256, find_damage, "fetch it again")
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def test_invalid_checksum_file_is_refused(path, record):
     stored.write_bytes(record)
     message = f"^{stored} contains no SHA-256; remove it and {path} to download again"
     with pytest.raises(UserError, match=message):
-        verify_file(path)
+        verify(path)
     assert stored.read_bytes() == record
-    verify_file(path, SHA256)  # a published digest needs no record
+    verify(path, SHA256)  # a published digest needs no record
 
 
 @pytest.mark.parametrize(
@@ -118,37 +118,37 @@ def test_invalid_checksum_file_is_refused(path, record):
 def test_sha256sum_records_are_accepted(path, record):
     stored = path.with_name("some.tar.sha256")
     stored.write_text(record)
-    verify_file(path)
+    verify(path)
     path.write_bytes(b"same")
     with pytest.raises(
         UserError, match=rf"{SHA256} was recorded on its first use \({stored}\); f"
     ):
-        verify_file(path)
+        verify(path)
 
 
 def test_checksum_file_is_written_atomically(path, monkeypatch):
     (path.parent / "some.tar.sha256.new").write_text("of a process that was killed")
-    verify_file(path)
+    verify(path)
     stored = path.with_name("some.tar.sha256")
     assert stored.read_text() == f"{SHA256}  some.tar\n"
     stored.unlink()
     monkeypatch.setattr(os, "replace", lambda *paths: os.stat("/nowhere"))
-    verify_file(path)  # as in a read-only cache
+    verify(path)  # as in a read-only cache
     assert not stored.exists()
 
 
 def test_published_digest_may_be_upper_case(path):
-    verify_file(path, SHA256.upper())
+    verify(path, SHA256.upper())
     assert os.listdir(path.parent) == ["some.tar"]
 
 
 def test_start_of_a_digest_may_be_published(path):
-    verify_file(path, SHA256[:8])
+    verify(path, SHA256[:8])
     record = path.with_name("some.tar.sha256").read_text()
     assert record == f"{SHA256}  some.tar\n"
-    verify_file(path, SHA256[:8].upper())
+    verify(path, SHA256[:8].upper())
     with pytest.raises(UserError, match=f"has the SHA-256 {SHA256}, but 01234567 was"):
-        verify_file(path, "01234567")
+        verify(path, "01234567")
     path.with_name("some.tar.sha256").write_text("0" * 64)
     with pytest.raises(UserError, match=f"but {'0' * 64} was recorded on its first"):
-        verify_file(path, SHA256[:8])
+        verify(path, SHA256[:8])

@@ -12,7 +12,7 @@ from torch_files import make_tensor, write_safetensors, write_zip
 
 import deeplab_tf
 from deeplab_tf.checkpoints import hub
-from deeplab_tf.checkpoints.model_card import write_model_card
+from deeplab_tf.checkpoints.model_card import format_model_card
 from deeplab_tf.checkpoints.pytorch.weights import read_torch_file
 from deeplab_tf.checkpoints.restore import tf1_variables
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
@@ -140,7 +140,7 @@ def test_weights_of_pytorch_are_downloaded(fake_hub, tmp_path, weights):
     ],
 )
 def test_model_card_names_the_architecture(config, name):
-    card = write_model_card(ModelConfig(**config), "hf://me/roads", "mit", None, None)
+    card = format_model_card(ModelConfig(**config), "hf://me/roads", "mit", None, None)
     assert f"\n{name} with mobilenet_v2" in card
 
 

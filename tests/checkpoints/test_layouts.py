@@ -26,7 +26,7 @@ import deeplab_tf
 from deeplab_tf import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.checkpoints.pytorch.layouts import (
     convert_state_dict,
-    identify,
+    identify_network,
     torch_state_dict,
 )
 from deeplab_tf.checkpoints.restore import load_tf1_variables
@@ -120,7 +120,7 @@ def test_missing_and_misshapen_variables_raise_no_other_error(name):
         others = {n: shape for n, shape in shapes.items() if n != key}
         for variables in (others, *(others | {key: x} for x in ((), (3,), (1, 2, 3)))):
             with contextlib.suppress(UserError):
-                identify(variables, {})
+                identify_network(variables, {})
 
 
 @pytest.mark.parametrize(

@@ -333,12 +333,16 @@ def test_checkpoint_of_an_unknown_model_is_refused(tiny, tmp_path):
 
 def test_candidates_have_distinct_variables():
     # VOC and Cityscapes, train and trainval, 8 bit and not, have equal variables.
-    without = pretrained.find_candidates({"MobilenetV2/Conv/weights": None})
+    without = pretrained.find_candidate_configs({"MobilenetV2/Conv/weights": None})
     assert [model.depth_multiplier for model in without] == [0.5, 1.0]
     decoder = {"decoder/decoder_conv0_pointwise/weights": None}
-    assert len(pretrained.find_candidates({"MobilenetV2/a": None} | decoder)) == 1
-    assert len(pretrained.find_candidates({"xception_65/a": None} | decoder)) == 1
-    assert len(pretrained.find_candidates({"MobilenetEdgeTPU/a": None})) == 2
+    assert (
+        len(pretrained.find_candidate_configs({"MobilenetV2/a": None} | decoder)) == 1
+    )
+    assert (
+        len(pretrained.find_candidate_configs({"xception_65/a": None} | decoder)) == 1
+    )
+    assert len(pretrained.find_candidate_configs({"MobilenetEdgeTPU/a": None})) == 2
 
 
 def test_model_is_inferred_from_an_official_frozen_graph(asset):

@@ -20,7 +20,7 @@ from deeplab_tf.files import text_files
 
 def read_file(kind, folder, capsys):
     """Returns the value read, and the warning or error message."""
-    tf1._warn.cache_clear()
+    tf1._warn_once.cache_clear()
     capsys.readouterr()
     try:
         value = FORMATS[kind].read(str(folder))

@@ -7,7 +7,7 @@ import pytest
 
 from deeplab_tf.config import BACKBONES as TRAITS, ModelConfig
 from deeplab_tf.models.backbones import BACKBONES
-from deeplab_tf.models.complexity import parameters
+from deeplab_tf.models.complexity import count_parameters
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import PRESETS
@@ -249,7 +249,7 @@ def test_all_backbones_and_presets_have_counts():
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONE_COUNTS))
 def test_backbones_have_known_parameter_counts(backbone):
-    assert parameters(ModelConfig(backbone)) == BACKBONE_COUNTS[backbone]
+    assert count_parameters(ModelConfig(backbone)) == BACKBONE_COUNTS[backbone]
 
 
 def drop_rates(config):
@@ -261,7 +261,7 @@ def drop_rates(config):
 @pytest.mark.slow
 def test_presets_have_known_parameter_counts():
     configs = {name: drop_rates(preset.model) for name, preset in PRESETS.items()}
-    counts = {config: parameters(config) for config in set(configs.values())}
+    counts = {config: count_parameters(config) for config in set(configs.values())}
     assert {name: counts[config] for name, config in configs.items()} == COUNT_OF
 
 
@@ -269,6 +269,6 @@ def test_parameter_counts_match_the_built_model():
     config = ModelConfig("mobilenet_v3_small_seg")
     model = build_model(config)
     total = sum(prod(v.shape) for v in official_variables(model).values())
-    assert total == parameters(config)[1]
+    assert total == count_parameters(config)[1]
     trained = sum(prod(v.shape) for v in model.trainable_variables)
-    assert trained == parameters(config)[0]
+    assert trained == count_parameters(config)[0]

@@ -23,8 +23,8 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.pretrain.data import (
     central_window,
     describe_samples,
-    load_classes,
-    open_classes,
+    load_classified_images,
+    open_classified_images,
     random_window,
 )
 
@@ -114,7 +114,9 @@ def test_central_window_has_the_expected_size(size, window):
 
 
 def test_evaluation_crops_each_image_centrally_once(splits, folder):
-    found = take_batches(load_classes(config_of(folder), "test", training=False), 9)
+    found = take_batches(
+        load_classified_images(config_of(folder), "test", training=False), 9
+    )
     assert [len(images) for images, _ in found] == [3, 2]
     images = np.concatenate([images for images, _ in found])
     labels = np.concatenate([labels for _, labels in found])
@@ -133,7 +135,10 @@ def test_evaluation_crops_each_image_centrally_once(splits, folder):
 def test_evaluation_is_split_over_workers(folder):
     config = config_of(folder, batch_size=2)
     counts = [
-        sum(len(images) for images, _ in load_classes(config, "test", False, 0, w, 2))
+        sum(
+            len(images)
+            for images, _ in load_classified_images(config, "test", False, 0, w, 2)
+        )
         for w in range(2)
     ]
     assert counts == [3, 2]
@@ -148,7 +153,7 @@ def test_training_epoch_has_each_image_once(folder, tmp_path):
     ]
     prepare_color_classes(str(tmp_path), {"train": constant})
     found = take_batches(
-        load_classes(config_of(str(tmp_path)), "train", training=True), 6
+        load_classified_images(config_of(str(tmp_path)), "train", training=True), 6
     )
     epochs = np.concatenate([images[:, 0, 0, 0] for images, _ in found])
     labels = np.concatenate([labels.ravel() for _, labels in found])
@@ -162,7 +167,9 @@ def test_half_of_crops_are_mirrored(tmp_path):
     ramp = np.tile(np.arange(80, dtype=np.uint8)[None, :, None], (60, 1, 3))
     prepare_color_classes(str(tmp_path), {"train": [{"image": ramp, "label": 0}]})
     config = config_of(str(tmp_path), batch_size=100)
-    ((images, _),) = take_batches(load_classes(config, "train", training=True), 1)
+    ((images, _),) = take_batches(
+        load_classified_images(config, "train", training=True), 1
+    )
     rising = images[:, 0, -1, 0] > images[:, 0, 0, 0]
     # Ten standard deviations of a fair coin are 50.
     assert 30 < rising.sum() < 70
@@ -174,18 +181,22 @@ def test_half_of_crops_are_mirrored(tmp_path):
 
 def test_restart_and_workers_read_same_samples(folder):
     config = config_of(folder, batch_size=2)
-    uninterrupted = take_batches(load_classes(config, "train", training=True), 6)
-    restarted = take_batches(load_classes(config, "train", training=True, start=4), 4)
+    uninterrupted = take_batches(
+        load_classified_images(config, "train", training=True), 6
+    )
+    restarted = take_batches(
+        load_classified_images(config, "train", training=True, start=4), 4
+    )
     for batch, expected in zip(restarted, uninterrupted[2:], strict=True):
         np.testing.assert_array_equal(batch[0], expected[0])
         np.testing.assert_array_equal(batch[1], expected[1])
     second = take_batches(
-        load_classes(config, "train", True, worker=1, num_workers=2), 6
+        load_classified_images(config, "train", True, worker=1, num_workers=2), 6
     )
     for batch, expected in zip(second, uninterrupted, strict=True):
         np.testing.assert_array_equal(batch[0], expected[0][1:])
     other = take_batches(
-        load_classes(config_of(folder, seed=1), "train", training=True), 1
+        load_classified_images(config_of(folder, seed=1), "train", training=True), 1
     )
     assert not np.array_equal(other[0][0][:2], uninterrupted[0][0])
 
@@ -201,10 +212,12 @@ def test_grey_and_16_bit_image_features_are_read(tmp_path, channels, dtype, full
     example = {"photo": np.full((9, 9, channels), full // 5, dtype), "kind": 3}
     prepare(str(tmp_path), "other", schema, {"train": [example]})
     config = config_of(str(tmp_path), dataset="tfds:other:photo:kind", batch_size=1)
-    ((images, labels),) = take_batches(load_classes(config, "train", training=False), 9)
+    ((images, labels),) = take_batches(
+        load_classified_images(config, "train", training=False), 9
+    )
     np.testing.assert_allclose(images, np.full((1, 16, 20, channels), 51), rtol=1e-4)
     assert labels.tolist() == [[[3]]]
-    info = open_classes(config.dataset, str(tmp_path), "train").info
+    info = open_classified_images(config.dataset, str(tmp_path), "train").info
     assert (info.num_classes, info.channels) == (4, channels)
 
 
@@ -237,7 +250,7 @@ def assert_refused(message, function, *arguments):
     ],
 )
 def test_unknown_dataset_is_refused(folder, name, split, message):
-    assert_refused(message, open_classes, name, folder, split)
+    assert_refused(message, open_classified_images, name, folder, split)
 
 
 def test_segmentation_dataset_is_refused(tmp_path):
@@ -246,18 +259,18 @@ def test_segmentation_dataset_is_refused(tmp_path):
         str(tmp_path), "toy", schema, {"train": make_examples(*noise_samples(1, 0))}
     )
     message = r"tfds:toy has no ClassLabel feature 'label'; its .*mask \(Image\)"
-    assert_refused(message, open_classes, "tfds:toy", str(tmp_path), "train")
+    assert_refused(message, open_classified_images, "tfds:toy", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_broken_record_error_names_file_and_number(splits, tmp_path, training):
     prepare_color_classes(str(tmp_path), splits)
-    source = open_classes("tfds:colors", str(tmp_path), "train")
+    source = open_classified_images("tfds:colors", str(tmp_path), "train")
     (path,) = source.index.paths
     with open(path, "r+b") as file:
         file.seek(int(source.index.offset[4]) + 40)
         file.write(b"odd")
-    dataset = load_classes(config_of(str(tmp_path)), "train", training)
+    dataset = load_classified_images(config_of(str(tmp_path)), "train", training)
     message = "record 4 of .*colors-train.tfrecord-00000-of-00001 is broken: "
     assert_refused(message, lambda: read_batches(dataset, 6))
 
@@ -274,7 +287,7 @@ def test_unlabelled_image_is_refused(tmp_path, training):
         {**make_class_examples(1, 1)[0], "label": -1},
     ]
     prepare_color_classes(str(tmp_path), {"test": unlabelled})
-    dataset = load_classes(config_of(str(tmp_path)), "test", training)
+    dataset = load_classified_images(config_of(str(tmp_path)), "test", training)
     message = r"record 2 of .*colors-test.tfrecord.* has a class outside 0\.\.2"
     assert_refused(message, lambda: read_batches(dataset, 2))
 
@@ -282,7 +295,7 @@ def test_unlabelled_image_is_refused(tmp_path, training):
 def test_indivisible_batch_is_refused(folder):
     message = "a batch of 3 cannot be divided evenly among 2 workers"
     arguments = (config_of(folder), "train", True, 0, 0, 2)
-    assert_refused(message, load_classes, *arguments)
+    assert_refused(message, load_classified_images, *arguments)
 
 
 def test_describe_samples(folder):
@@ -293,6 +306,6 @@ def test_describe_samples(folder):
     assert all("colors-train.tfrecord" in word for word in words)
     # The labels of those samples are the classes of these records.
     ((_, labels),) = take_batches(
-        load_classes(config, "train", training=True, start=4), 1
+        load_classified_images(config, "train", training=True, start=4), 1
     )
     assert [n % 3 for n in numbers] == labels.ravel()[:2].tolist()

@@ -10,7 +10,7 @@ from toy_model import NUM_CLASSES, toy_model
 
 from deeplab_tf import TrainConfig, Trainer, UserError
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.checkpoints.restore import has_ranges, quantize_with_ranges
+from deeplab_tf.checkpoints.restore import has_quantization_ranges, quantize_with_ranges
 from deeplab_tf.models.layers import conv, conv_bn_act, head_style
 from deeplab_tf.models.normalization import PixelScaling
 from deeplab_tf.models.quantization import is_quantized
@@ -109,7 +109,7 @@ def test_checkpoint_before_the_delay_is_exact(tmp_path):
     config = dataclasses.replace(CONFIG, quantize_delay_step=9)
     train(config, 0, folder=str(tmp_path))._state.save()
     arrays = tf1.read_checkpoint(str(tmp_path)).arrays
-    assert not has_ranges(arrays)
+    assert not has_quantization_ranges(arrays)
     with pytest.raises(UserError, match=r"^here was not trained with quantisation \("):
         quantize_with_ranges(make_model(), arrays, "here")
 

@@ -350,7 +350,7 @@ def validation_with_scores(model, images, correct_shares, expected_miou=None):
 @pytest.fixture
 def skip_drawings(monkeypatch):
     """Replaces slow drawings of an evaluation with a black pixel."""
-    for name in ("plot_confusion", "panel"):
+    for name in ("plot_confusion", "draw_panel"):
         black = np.zeros((1, 1, 3), np.uint8)
         monkeypatch.setattr(summaries, name, lambda *_, black=black: black)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from deeplab_tf.checkpoints.graphs.convolutions import RELU, RELU6, Convolution
 from deeplab_tf.checkpoints.graphs.keras_model import trace_model
-from deeplab_tf.checkpoints.graphs.matching import MismatchError, match
+from deeplab_tf.checkpoints.graphs.matching import MismatchError, match_convolutions
 from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.config.backbones.mobilenet import MobileNet
 from deeplab_tf.config.backbones.resnet import ResNet
@@ -47,7 +47,7 @@ def find_backbone(convolutions: Sequence[Convolution]) -> Backbone:
     for config in _list_candidates(convolutions):
         *wanted, logits = trace_model(config).convolutions
         try:
-            matched = match(wanted, convolutions, compare_rates=False)
+            matched = match_convolutions(wanted, convolutions, compare_rates=False)
         except MismatchError:
             continue
         pairs = [
@@ -66,14 +66,14 @@ def _list_candidates(convolutions: Sequence[Convolution]) -> Iterator[ModelConfi
     depths = collections.Counter(c.filters for c in convolutions if not c.is_depthwise)
     for name, row in BACKBONES.items():
         for options in _list_options(row.network, row.options):
-            kernel, needed = _describe(row.network, **options)
+            kernel, needed = _summarize_kernels(row.network, **options)
             has_first = first.shape == (*kernel[:2], first.channels, kernel[2])
             if has_first and not collections.Counter(needed) - depths:
-                yield from _make_config(name, first, output_stride, options)
+                yield from _make_headless_config(name, first, output_stride, options)
 
 
 def _list_options(network: Any, supported: Sequence[str]) -> list[dict]:
-    """Returns the options that change kernels, in the order to try them."""
+    """Returns the combinations of options that change kernels, in the order to try."""
     if isinstance(network, MobileNet):
         options = [{"depth_multiplier": x} for x in _MULTIPLIERS]
         if "divisible_by" in supported:
@@ -84,10 +84,10 @@ def _list_options(network: Any, supported: Sequence[str]) -> list[dict]:
     return [{}]
 
 
-def _make_config(
+def _make_headless_config(
     name: str, first: Convolution, output_stride: int, options: dict
 ) -> Iterator[ModelConfig]:
-    """Yields the config of a backbone without a head, if it is valid."""
+    """Yields the config of a backbone without a head, or nothing if it is invalid."""
     try:
         yield ModelConfig(
             name,
@@ -102,14 +102,14 @@ def _make_config(
 
 
 @functools.singledispatch
-def _describe(network: Any) -> tuple[tuple[int, ...], list[int]]:
-    """Returns the first kernel, without channels, and depths of later convolutions."""
+def _summarize_kernels(network: Any) -> tuple[tuple[int, ...], list[int]]:
+    """Returns the first kernel `(height, width, filters)` and all later filters."""
     depths = [d for block in network.blocks for d in block.units * block.depths]
     return (3, 3, 32), depths
 
 
-@_describe.register
-def _(
+@_summarize_kernels.register
+def _summarize_mobilenet(
     network: MobileNet, depth_multiplier: float, divisible_by: int | None = None
 ) -> tuple[tuple[int, ...], list[int]]:
     divisor = divisible_by or (8 if depth_multiplier == 1.0 else network.divisor)
@@ -120,8 +120,10 @@ def _(
     return (3, 3, first), depths
 
 
-@_describe.register
-def _(network: ResNet, cascade_blocks: int) -> tuple[tuple[int, ...], list[int]]:
+@_summarize_kernels.register
+def _summarize_resnet(
+    network: ResNet, cascade_blocks: int
+) -> tuple[tuple[int, ...], list[int]]:
     first = (3, 3, network.root[0]) if network.root else (7, 7, 64)
     factor = 1 if network.lite else 4
     blocks = list(zip(network.depths, network.units, strict=True))
@@ -132,7 +134,7 @@ def _(network: ResNet, cascade_blocks: int) -> tuple[tuple[int, ...], list[int]]
 def _find_options(
     config: ModelConfig, pairs: Sequence[tuple[str, int, Convolution]]
 ) -> dict:
-    """Returns options that do not affect kernels.
+    """Returns the options that do not change kernels: multi-grid and activations.
 
     `pairs` has the name and the rate of each convolution of the config, and the
     convolution that matches it.
@@ -148,6 +150,7 @@ def _find_options(
 def _find_multi_grid(
     pairs: Sequence[tuple[str, int, Convolution]],
 ) -> tuple[int, ...]:
+    """Returns the rates of the units relative to the config, or () if all are 1."""
     grid = {}
     for name, rate, found in pairs:
         unit = _MULTI_GRID.search(name)

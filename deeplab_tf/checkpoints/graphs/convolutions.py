@@ -29,7 +29,7 @@ ALIGN_CORNERS, HALF_PIXEL, LEGACY = "align_corners", "half_pixel", "legacy"
 
 
 def name_resizing(aligns_corners: bool, has_half_pixels: bool) -> str:
-    """Returns the name of a resize operation's coordinates."""
+    """Names how a resize maps coordinates: ALIGN_CORNERS, HALF_PIXEL or LEGACY."""
     if aligns_corners:
         return ALIGN_CORNERS
     return HALF_PIXEL if has_half_pixels else LEGACY
@@ -153,8 +153,8 @@ class Convolution:
         return kernel, np.broadcast_to(offset, (self.filters,)).copy()
 
 
-def _merge(flows: Sequence[_Flow], kind: str) -> _Flow:
-    """Returns the flow of an operation's inputs."""
+def _merge_flows(flows: Sequence[_Flow], kind: str) -> _Flow:
+    """Combines the flows of all inputs of an operation."""
     if len(flows) == 1:
         return flows[0]
     sources = tuple(dict.fromkeys(i for flow in flows for i in flow.sources))
@@ -168,8 +168,8 @@ def _merge(flows: Sequence[_Flow], kind: str) -> _Flow:
     )
 
 
-def _propagate(flow: _Flow, operation: Operation) -> _Flow:
-    """Returns the flow through an operation that is not a convolution."""
+def _propagate_flow(flow: _Flow, operation: Operation) -> _Flow:
+    """Returns the flow after an operation that is not a convolution."""
     if operation.kind == POOL:
         return flow._replace(pool=Pool(operation.size, operation.strides))
     if operation.kind == SUBSAMPLE:
@@ -212,6 +212,7 @@ def _find_tail(operation: Operation, consumers: dict) -> _Tail:
 
 
 def _is_hard_sigmoid(tail: _Tail, user: Operation) -> bool:
+    """Returns whether a ReLU6 and this product after it are a hard sigmoid."""
     # 8-bit files round the factor.
     is_sixth = np.allclose(user.scale, _HARD_SIGMOID_SCALE, rtol=0.01)
     return tail.activation == RELU6 and is_sixth and not np.any(user.offset)
@@ -229,7 +230,7 @@ def trace_convolutions(operations: Iterable[Operation]) -> list[Convolution]:
     found: list[Convolution] = []
     for operation in operations:
         inputs = [flows[x] for x in operation.inputs if x in flows]
-        flow = _merge(inputs, operation.kind)
+        flow = _merge_flows(inputs, operation.kind)
         if operation.kind in (CONVOLUTION, DEPTHWISE):
             index = known.get(operation.weights, len(found))
             if index == len(found):
@@ -240,12 +241,13 @@ def trace_convolutions(operations: Iterable[Operation]) -> list[Convolution]:
             stride = flow.stride * operation.strides[0]
             flow = _Flow((index,), stride, None, flow.phases)
         else:
-            flow = _propagate(flow, operation)
+            flow = _propagate_flow(flow, operation)
         flows |= dict.fromkeys(operation.outputs, flow)
     return found
 
 
 def _make_convolution(operation: Operation, flow: _Flow, tail: _Tail) -> Convolution:
+    """Combines a convolution with the flow of its input and its tail."""
     rate = tuple(max(pair) for pair in zip(operation.rate, flow.phases, strict=True))
     return Convolution(
         operation.name,

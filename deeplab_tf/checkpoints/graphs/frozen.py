@@ -64,21 +64,22 @@ class FrozenGraph:
         self.resizings: set[str] = set()
         self.operations: list[Operation] = []
         for node in _sort_nodes(graph):
-            self._add(node, [_node_name(x) for x in node.input if x[0] != "^"])
+            self._add_node(node, [_node_name(x) for x in node.input if x[0] != "^"])
 
-    def _add(self, node, inputs: list[str]) -> None:
+    def _add_node(self, node, inputs: list[str]) -> None:
+        """Stores a node's value if it is constant; otherwise appends its operation."""
         if node.op in _SIZES:
             return
         if node.op in _ALIASES and inputs:
             self._origins[node.name] = self._origins.get(inputs[0], inputs[0])
-        constant = self._evaluate(node, inputs)
+        constant = self._evaluate_constant(node, inputs)
         if constant is not None:
             self.constants[node.name] = constant
         else:
-            self.operations.append(self._read(node, inputs))
+            self.operations.append(self._read_operation(node, inputs))
 
-    def _evaluate(self, node, inputs: list[str]) -> np.ndarray | None:
-        """Returns the value of a constant node, else None."""
+    def _evaluate_constant(self, node, inputs: list[str]) -> np.ndarray | None:
+        """Computes the value of a node with constant inputs; None for other nodes."""
         if node.op == "Const":
             return _read_constant(node.attr["value"].tensor)
         if not inputs or not all(x in self.constants for x in inputs):
@@ -95,7 +96,8 @@ class FrozenGraph:
         with np.errstate(all="ignore"):
             return _ARITHMETIC[node.op](*values)
 
-    def _read(self, node, inputs: list[str]) -> Operation:
+    def _read_operation(self, node, inputs: list[str]) -> Operation:
+        """Returns an operation; those of unknown kinds pass on their inputs."""
         data = tuple(x for x in inputs if x not in self.constants)
         base = Operation(PASS, data, (node.name,), node.name)
         if node.op in _ACTIVATIONS:
@@ -108,8 +110,8 @@ class FrozenGraph:
     def _read_pool(self, base: Operation, node, inputs: list[str]) -> Operation:
         return base._replace(
             kind=POOL if node.op == "AvgPool" else SUBSAMPLE,
-            strides=_read_sides(node, "strides"),
-            size=_read_sides(node, "ksize"),
+            strides=_read_spatial_sides(node, "strides"),
+            size=_read_spatial_sides(node, "ksize"),
         )
 
     def _read_resize(self, base: Operation, node, inputs: list[str]) -> Operation:
@@ -119,12 +121,14 @@ class FrozenGraph:
         size = None if size is None else tuple(map(int, size))
         return base._replace(kind=RESIZE, inputs=base.inputs[:1], size=size)
 
-    def _read_phases(self, base: Operation, node, inputs: list[str]) -> Operation:
+    def _read_phase_change(self, base: Operation, node, inputs: list[str]) -> Operation:
+        """Returns a SpaceToBatchND or BatchToSpaceND as an operation."""
         kind = PHASES if node.op == "SpaceToBatchND" else MERGE_PHASES
         rate = tuple(map(int, self.constants.get(inputs[1], (1, 1))))
         return base._replace(kind=kind, inputs=base.inputs[:1], rate=rate)
 
     def _read_convolution(self, base: Operation, node, inputs: list[str]) -> Operation:
+        """Returns a convolution with its kernel, strides and rate."""
         kernel = self.constants.get(inputs[1])
         if kernel is None or kernel.ndim != 4 or node.attr["data_format"].s == b"NCHW":
             return base  # no layer of a network of ours
@@ -133,8 +137,8 @@ class FrozenGraph:
             kind=DEPTHWISE if is_depthwise else CONVOLUTION,
             kernel=kernel,
             weights=self._origins.get(inputs[1], inputs[1]),
-            strides=_read_sides(node, "strides"),
-            rate=_read_sides(node, "dilations"),
+            strides=_read_spatial_sides(node, "strides"),
+            rate=_read_spatial_sides(node, "dilations"),
         )
 
     def _read_affine(self, base: Operation, node, inputs: list[str]) -> Operation:
@@ -155,6 +159,7 @@ class FrozenGraph:
 
 
 def _read_normalization(base: Operation, node, constants: list) -> Operation:
+    """Returns a batch normalisation with constant statistics as affine operation."""
     gamma, beta, mean, variance = map(np.float64, constants)
     # The fused operation raises smaller epsilons to this.
     epsilon = max(node.attr["epsilon"].f, 1.001e-5)
@@ -170,16 +175,18 @@ _READERS = {
     "AvgPool": FrozenGraph._read_pool,
     "MaxPool": FrozenGraph._read_pool,
     "ResizeBilinear": FrozenGraph._read_resize,
-    "SpaceToBatchND": FrozenGraph._read_phases,
-    "BatchToSpaceND": FrozenGraph._read_phases,
+    "SpaceToBatchND": FrozenGraph._read_phase_change,
+    "BatchToSpaceND": FrozenGraph._read_phase_change,
 }
 
 
 def _node_name(tensor: str) -> str:
+    """Returns the name of the node that computes a tensor."""
     return tensor.partition(":")[0]
 
 
-def _read_sides(node, attribute: str) -> tuple[int, int]:
+def _read_spatial_sides(node, attribute: str) -> tuple[int, int]:
+    """Returns height and width from a list attribute `[batch, height, width, ...]`."""
     values = list(node.attr[attribute].list.i) or [1, 1, 1, 1]
     return values[1], values[2]
 

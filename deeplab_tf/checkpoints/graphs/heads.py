@@ -44,9 +44,9 @@ class _Head:
     """The convolutions of a head, as indices in `convolutions`.
 
     Attributes:
-        last: Convolutions without a follower.
-        branches: Convolutions of the high-level features.
-        low_level: Convolutions of low-level features, coarse to fine.
+        last: Convolutions whose output no other convolution reads.
+        branches: Convolutions that read the high-level features.
+        low_level: Convolutions that read low-level features, coarse to fine.
     """
 
     def __init__(self, convolutions: Sequence[Convolution], backbone: Backbone):
@@ -68,8 +68,8 @@ class _Head:
                 self._others.append(i)
         self.low_level.sort(key=lambda i: -convolutions[i].stride)
 
-    def _find_followers(self, indices: Iterable[int]) -> list[int]:
-        """Returns the convolutions that have all these sources."""
+    def _find_consumers(self, indices: Iterable[int]) -> list[int]:
+        """Returns the convolutions that read all of these."""
         wanted = set(indices)
         return [i for i in self._others if wanted <= set(self._convolutions[i].sources)]
 
@@ -87,6 +87,7 @@ class _Head:
         return self._find_aspp()
 
     def _find_aspp(self) -> ContextConfig:
+        """Returns the config of an ASPP or LR-ASPP; refuses unknown branches."""
         convolutions = self._convolutions
         pooled = [i for i in self.branches if convolutions[i].pool]
         direct = [i for i in self.branches if not convolutions[i].pool]
@@ -108,32 +109,34 @@ class _Head:
             projection=self._is_projected(merged, filters),
             squeeze_and_excitation=is_gated,
             hard_sigmoid=gate == HARD_SIGMOID,
-            **(self._describe_pooling(convolutions[pooled[0]]) if pooled else {}),
+            **(self._make_pooling_fields(convolutions[pooled[0]]) if pooled else {}),
         )
 
     def _find_pointwise(self, depthwise: int) -> int | None:
         """Returns the second convolution of a separable one."""
-        return next(iter(self._find_single_source_followers(depthwise)), None)
+        return next(iter(self._find_sole_input_consumers(depthwise)), None)
 
     def _sort_rates(self, merged: Sequence[int], wide: dict) -> tuple[int, ...]:
         """Returns the rates of branches in the order of their concatenation.
 
         `wide` maps the end of each branch to its atrous convolution.
         """
-        followers = self._find_followers(merged)
-        order = self._convolutions[followers[0]].sources if followers else merged
+        consumers = self._find_consumers(merged)
+        order = self._convolutions[consumers[0]].sources if consumers else merged
         return tuple(self._convolutions[wide[i]].rate[0] for i in order if i in wide)
 
     def _is_projected(self, merged: Sequence[int], filters: int) -> bool:
+        """Returns whether a 1x1 convolution projects the merged branches."""
         return any(
             set(self._convolutions[i].sources) == set(merged)
             and self._convolutions[i].shape[:2] == (1, 1)
             and self._convolutions[i].filters == filters
             and i not in self.last
-            for i in self._find_followers(merged)
+            for i in self._find_consumers(merged)
         )
 
-    def _describe_pooling(self, convolution: Convolution) -> dict:
+    def _make_pooling_fields(self, convolution: Convolution) -> dict:
+        """Returns the `ContextConfig` fields for the window of image-level pooling."""
         window, strides = convolution.pool or (None, (1, 1))
         # A window of the size of the features covers the entire image.
         if window is None or window == convolution.resized:
@@ -148,13 +151,13 @@ class _Head:
         convolutions, first = self._convolutions, self.low_level[0]
         strides = tuple(convolutions[i].stride for i in self.low_level)
         outputs_logits = not convolutions[first].activation
-        followers = self._find_followers([first])
+        consumers = self._find_consumers([first])
         filters = convolutions[first].filters
         # A sum has as many channels as the projection; a concatenation has more.
-        if not followers or convolutions[followers[0]].channels == filters:
+        if not consumers or convolutions[consumers[0]].channels == filters:
             options = {"separable": False}
             if not outputs_logits:
-                options = self._describe_sum(first, followers)
+                options = self._make_sum_fields(first, consumers)
             return DecoderConfig(
                 strides,
                 filters,
@@ -162,7 +165,7 @@ class _Head:
                 outputs_logits=outputs_logits,
                 **options,
             )
-        chain = self._find_chain(followers[0])
+        chain = self._find_refining_convolutions(consumers[0])
         depthwise = [i for i in chain if convolutions[i].is_depthwise]
         dense = [i for i in chain if not convolutions[i].is_depthwise]
         return DecoderConfig(
@@ -175,9 +178,9 @@ class _Head:
             outputs_logits=outputs_logits,
         )
 
-    def _describe_sum(self, first: int, followers: Sequence[int]) -> dict:
-        """Returns the fields for the convolution that the first level is added to."""
-        sources = set(self._convolutions[followers[0]].sources) - {first}
+    def _make_sum_fields(self, first: int, consumers: Sequence[int]) -> dict:
+        """Returns the `DecoderConfig` fields for the context's convolution in a sum."""
+        sources = set(self._convolutions[consumers[0]].sources) - {first}
         dense = self._convolutions[min(sources)]
         inner = [
             self._convolutions[i]
@@ -188,18 +191,18 @@ class _Head:
         kernel = (inner[0] if separable else dense).shape[0]
         return {"separable": separable, "kernel_size": kernel}
 
-    def _find_chain(self, first: int) -> list[int]:
-        """Returns the convolutions of a level of the decoder, without the logits."""
-        chain, followers = [first], self._find_single_source_followers(first)
-        while followers:
-            chain.append(followers[0])
-            followers = self._find_single_source_followers(followers[0])
+    def _find_refining_convolutions(self, first: int) -> list[int]:
+        """Returns the refining convolutions of a decoder level, starting at `first`."""
+        chain, consumers = [first], self._find_sole_input_consumers(first)
+        while consumers:
+            chain.append(consumers[0])
+            consumers = self._find_sole_input_consumers(consumers[0])
         is_logits = not self._convolutions[chain[-1]].activation
         # If the decoder outputs the logits, all its convolutions are linear.
         if is_logits and self._convolutions[first].activation:
             return chain[:-1]
         return chain
 
-    def _find_single_source_followers(self, index: int) -> list[int]:
-        """Returns the convolutions whose only source is this one."""
+    def _find_sole_input_consumers(self, index: int) -> list[int]:
+        """Returns the convolutions that read only this one."""
         return [i for i in self._others if self._convolutions[i].sources == (index,)]

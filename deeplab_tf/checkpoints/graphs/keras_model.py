@@ -66,17 +66,18 @@ class _Flattener:
         )
         calls, outputs = trace_calls(model, own)
         self._tensors += [own, calls, outputs]
-        self._connect(inputs, [id(x) for x in tree.flatten(own)])
+        self._pass_on(inputs, [id(x) for x in tree.flatten(own)])
         for call in calls:
             sources = [id(x) for x in call.inputs]
             if isinstance(call.layer, keras.Model):
                 results = self.add(call.layer, sources)
-                self._connect(results, [id(x) for x in call.outputs])
+                self._pass_on(results, [id(x) for x in call.outputs])
             else:
                 self.operations.append(_describe(call, sources))
         return [id(x) for x in outputs]
 
-    def _connect(self, inputs: list, outputs: list) -> None:
+    def _pass_on(self, inputs: list, outputs: list) -> None:
+        """Adds operations that pass each input on as an output."""
         for pair in zip(inputs, outputs, strict=True):
             self.operations.append(Operation(PASS, pair[:1], pair[1:]))
 

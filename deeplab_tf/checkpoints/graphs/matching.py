@@ -13,7 +13,7 @@ class MismatchError(UserError):
     """A graph lacks a convolution of a model."""
 
 
-def match(
+def match_convolutions(
     wanted: Sequence[Convolution],
     convolutions: Sequence[Convolution],
     compare_rates: bool = True,
@@ -33,7 +33,7 @@ def match(
         similar = [
             i
             for i in free
-            if _is_same(convolution, convolutions[i], compare_rates)
+            if _is_similar(convolution, convolutions[i], compare_rates)
             and _has_sources(convolutions[i], sources, convolution.is_concatenated)
         ]
         if not similar:
@@ -47,7 +47,8 @@ def match(
     return found
 
 
-def _is_same(a: Convolution, b: Convolution, compare_rates: bool) -> bool:
+def _is_similar(a: Convolution, b: Convolution, compare_rates: bool) -> bool:
+    """Returns whether kernel shapes, strides and, optionally, rates are equal."""
     return (
         (a.is_depthwise, a.shape, a.strides, a.stride)
         == (b.is_depthwise, b.shape, b.strides, b.stride)
@@ -84,7 +85,7 @@ def extract_weights(
         MismatchError: if the graph lacks a convolution of the model.
     """
     arrays = {}
-    matched = match(model.convolutions, convolutions)
+    matched = match_convolutions(model.convolutions, convolutions)
     for convolution, index in zip(model.convolutions, matched, strict=True):
         scope = convolution.name.replace(".", "/")
         kernel, bias = convolutions[index].fold()

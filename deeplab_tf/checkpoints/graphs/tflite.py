@@ -84,22 +84,23 @@ class TFLiteGraph:
         self._graph = self._model.Subgraphs(0)
         self._constants: dict[int, np.ndarray] = {}
         self._codes = [
-            self._read_code(i) for i in range(self._model.OperatorCodesLength())
+            self._read_operator_name(i)
+            for i in range(self._model.OperatorCodesLength())
         ]
         self.operations: list[Operation] = []
         self.is_quantized, self.resizings = False, set[str]()
         image = self._graph.Inputs(0)
-        self.image_size = tuple(self._shape(image)[1:3])
+        self.image_size = tuple(self._read_shape(image)[1:3])
         for i in range(self._graph.OperatorsLength()):
-            self._add(self._graph.Operators(i))
+            self._add_operator(self._graph.Operators(i))
 
-    def _read_code(self, index: int) -> str:
+    def _read_operator_name(self, index: int) -> str:
         code = self._model.OperatorCodes(index)
         # Old files have only the deprecated field.
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         return _BUILTINS.get(number, str(number))
 
-    def _shape(self, tensor: int) -> list[int]:
+    def _read_shape(self, tensor: int) -> list[int]:
         found = self._graph.Tensors(tensor)
         return [found.Shape(i) for i in range(found.ShapeLength())]
 
@@ -113,12 +114,13 @@ class TFLiteGraph:
             if not content.DataLength() or found.Type() not in _TYPES:
                 return None
             values = content.DataAsNumpy().view(_TYPES[found.Type()])
-            values = values.reshape(self._shape(tensor))
+            values = values.reshape(self._read_shape(tensor))
             self.is_quantized |= values.itemsize == 1
             self._constants[tensor] = _dequantize(values, found.Quantization())
         return self._constants[tensor]
 
-    def _add(self, operator: schema.Operator) -> None:
+    def _add_operator(self, operator: schema.Operator) -> None:
+        """Stores a dequantised constant, or appends the operator as an operation."""
         kind = self._codes[operator.OpcodeIndex()]
         inputs = [operator.Inputs(i) for i in range(operator.InputsLength())]
         outputs = tuple(operator.Outputs(i) for i in range(operator.OutputsLength()))
@@ -132,9 +134,11 @@ class TFLiteGraph:
         name = (self._graph.Tensors(outputs[0]).Name() or b"").decode(errors="replace")
         options = _read_options(operator, kind)
         base = Operation(PASS, data, outputs, name)
-        self._append(self._read(base, kind, options, constants), options)
+        self._append_operation(
+            self._read_operation(base, kind, options, constants), options
+        )
 
-    def _append(self, operation: Operation, options: Any) -> None:
+    def _append_operation(self, operation: Operation, options: Any) -> None:
         """Appends an operation and the activation that is fused into it."""
         fused = getattr(options, "FusedActivationFunction", lambda: None)()
         if fused not in _FUSED:
@@ -148,9 +152,10 @@ class TFLiteGraph:
             ),
         ]
 
-    def _read(
+    def _read_operation(
         self, base: Operation, kind: str, options: Any, constants: list
     ) -> Operation:
+        """Returns an operation; those of unknown kinds pass on their inputs."""
         if kind in _ACTIVATIONS:
             return base._replace(kind=ACTIVATION, activation=_ACTIVATIONS[kind])
         if kind in _KINDS:
@@ -162,6 +167,7 @@ class TFLiteGraph:
     def _read_convolution(
         self, base: Operation, options: Any, constants: list
     ) -> Operation:
+        """Returns a convolution with its dequantised kernel, bias, strides and rate."""
         kernel, bias = constants[1], constants[2] if len(constants) > 2 else None
         if kernel is None:
             return base._replace(kind=PASS)
@@ -182,7 +188,7 @@ class TFLiteGraph:
 
     def _read_pool(self, base: Operation, options: Any, constants: list) -> Operation:
         size = (options.FilterHeight(), options.FilterWidth())
-        is_global = list(size) == self._shape(base.inputs[0])[1:3]
+        is_global = list(size) == self._read_shape(base.inputs[0])[1:3]
         return base._replace(
             kind=POOL if base.kind == "AVERAGE_POOL_2D" else SUBSAMPLE,
             size=None if is_global else size,
@@ -190,13 +196,16 @@ class TFLiteGraph:
         )
 
     def _read_resize(self, base: Operation, options: Any, constants: list) -> Operation:
-        if math.prod(self._shape(base.inputs[0])[1:3]) > 1:
+        if math.prod(self._read_shape(base.inputs[0])[1:3]) > 1:
             flags = (options.AlignCorners(), options.HalfPixelCenters())
             self.resizings.add(name_resizing(*flags))
-        size = tuple(self._shape(base.outputs[0])[1:3])
+        size = tuple(self._read_shape(base.outputs[0])[1:3])
         return base._replace(kind=RESIZE, inputs=base.inputs[:1], size=size)
 
-    def _read_phases(self, base: Operation, options: Any, constants: list) -> Operation:
+    def _read_phase_change(
+        self, base: Operation, options: Any, constants: list
+    ) -> Operation:
+        """Returns a SpaceToBatchND or BatchToSpaceND as an operation."""
         kind = PHASES if base.kind == "SPACE_TO_BATCH_ND" else MERGE_PHASES
         return base._replace(kind=kind, rate=tuple(map(int, constants[1])))
 
@@ -221,8 +230,8 @@ _READERS = {
     "AVERAGE_POOL_2D": TFLiteGraph._read_pool,
     "MAX_POOL_2D": TFLiteGraph._read_pool,
     "RESIZE_BILINEAR": TFLiteGraph._read_resize,
-    "SPACE_TO_BATCH_ND": TFLiteGraph._read_phases,
-    "BATCH_TO_SPACE_ND": TFLiteGraph._read_phases,
+    "SPACE_TO_BATCH_ND": TFLiteGraph._read_phase_change,
+    "BATCH_TO_SPACE_ND": TFLiteGraph._read_phase_change,
     "ADD": TFLiteGraph._read_affine,
     "SUB": TFLiteGraph._read_affine,
     "MUL": TFLiteGraph._read_affine,

@@ -130,7 +130,7 @@ def shorten(text: object) -> str:
 
 
 def find_global(module: str, name: str) -> _Global:
-    """Returns a class or function that a pickle names; refuses unknown ones."""
+    """Returns a class or function that a pickle names; refuses those not listed."""
     full_name = f"{_RENAMED.get(module, module)}.{name}"
     if full_name not in _ADMITTED:
         raise InvalidFileError(
@@ -141,12 +141,13 @@ def find_global(module: str, name: str) -> _Global:
     return _Global(full_name)
 
 
-def _is_count(value: object) -> bool:
+def _is_valid_size(value: object) -> bool:
+    """Returns whether a value is a non-negative integer below `_MAX_INTEGER`."""
     return type(value) is int and 0 <= value < _MAX_INTEGER
 
 
-def find_storage(reference: Any) -> Storage:
-    """Returns the storage of a persistent id.
+def parse_storage(reference: Any) -> Storage:
+    """Returns the storage that a persistent id describes.
 
     Its items are "storage", class, key, device, size in elements and, before PyTorch
     1.6, the position in another storage, else None.
@@ -158,7 +159,7 @@ def find_storage(reference: Any) -> Storage:
         )
     if not isinstance(cls, _Global) or position not in ([], [None]):
         raise make_damage_error("it contains an unknown kind of storage")
-    if not isinstance(key, str) or not _is_count(size):
+    if not isinstance(key, str) or not _is_valid_size(size):
         raise make_damage_error("a storage has an invalid name or size")
     return Storage(key, _STORAGES[cls.name], size)
 
@@ -174,6 +175,7 @@ def _rebuild_tensor_v3(storage, offset, shape, strides, *details) -> Tensor:
 
 
 def _make_tensor(storage, dtype, offset, shape, strides, metadata) -> Tensor:
+    """Returns a tensor; raises InvalidFileError if it exceeds its storage."""
     if any(metadata):
         raise InvalidFileError(
             "it contains a conjugated or negated tensor; save its resolve_conj() or "
@@ -183,7 +185,7 @@ def _make_tensor(storage, dtype, offset, shape, strides, metadata) -> Tensor:
         raise make_damage_error(
             f"a tensor has {len(shape)} sizes and {len(strides)} strides"
         )
-    if not all(map(_is_count, (offset, *shape, *strides))):
+    if not all(map(_is_valid_size, (offset, *shape, *strides))):
         raise make_damage_error("a tensor has an invalid offset, size or stride")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     size = storage.nbytes // dtype.itemsize
@@ -196,7 +198,8 @@ def _make_tensor(storage, dtype, offset, shape, strides, metadata) -> Tensor:
 
 
 def _rebuild_subclass(function, _, arguments, *state):
-    return call(function, arguments)
+    """Rebuilds a tensor of a subclass as a plain tensor, without its state."""
+    return rebuild_object(function, arguments)
 
 
 def _make_dict(items=()) -> dict:
@@ -211,7 +214,7 @@ def add_items(target: Any, items: Any) -> None:
         return
     for key, value in items:
         # Other keys may have equal hashes, which take long, or be nested too deeply.
-        is_plain = isinstance(key, str) or _is_count(key)
+        is_plain = isinstance(key, str) or _is_valid_size(key)
         target[key if is_plain else Placeholder("key")] = value
 
 
@@ -235,7 +238,7 @@ _ADMITTED = {
 }
 
 
-def call(function: Any, arguments: Any) -> Any:
+def rebuild_object(function: Any, arguments: Any) -> Any:
     """Rebuilds an object from its class or function, and arguments."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise make_damage_error("its pickle calls something that is not a function")

@@ -15,10 +15,10 @@ from deeplab_tf.checkpoints.pytorch.objects import (
     Storage,
     Tensor,
     add_items,
-    call,
     find_global,
-    find_storage,
     make_damage_error,
+    parse_storage,
+    rebuild_object,
     shorten,
 )
 
@@ -37,8 +37,9 @@ class _Machine:
         self._storages = storages
         self._steps = 0
 
-    def run(self, name: str, argument: Any) -> None:
-        self._count(1)
+    def execute(self, name: str, argument: Any) -> None:
+        """Executes an opcode; refuses those that `torch.save` never writes."""
+        self._count_steps(1)
         if name in _LITERALS:
             self.stack.append(argument)
         elif name in _EMPTY:
@@ -51,7 +52,8 @@ class _Machine:
                 f"save it again with {SAVE}"
             )
 
-    def _count(self, steps: int) -> None:
+    def _count_steps(self, steps: int) -> None:
+        """Raises InvalidFileError once a pickle has too many steps."""
         self._steps += steps
         if self._steps > _MAX_OPCODES:
             raise InvalidFileError(
@@ -60,26 +62,30 @@ class _Machine:
             )
 
     def _pop_to_mark(self) -> list:
+        """Pops the mark and returns the items above it."""
         items, self.stack = self.stack, self._below.pop()
         return items
 
-    def mark(self, _) -> None:
+    def push_mark(self, _) -> None:
         self._below.append(self.stack)
         self.stack = []
 
-    def discard(self, _) -> None:
+    def pop_item(self, _) -> None:
+        """Drops the top of the stack: an item or, if there is none, a mark."""
         if self.stack:
             self.stack.pop()
         else:
             self._pop_to_mark()
 
-    def put(self, index: int | None) -> None:
+    def memoize(self, index: int | None) -> None:
+        """Stores the top item in the memo; None is the next free index."""
         self._memo[len(self._memo) if index is None else index] = self.stack[-1]
 
-    def get(self, index: int) -> None:
+    def push_memoized(self, index: int) -> None:
         self.stack.append(self._memo[index])
 
     def make_tuple(self, size: int | None) -> None:
+        """Replaces the top `size` items, or those above the mark, with a tuple."""
         if size is None:
             items = self._pop_to_mark()
         else:
@@ -93,58 +99,68 @@ class _Machine:
     def make_dict(self, _) -> None:
         items = self._pop_to_mark()
         self.stack.append({})
-        self._set(items)
+        self._add_pairs(items)
 
     def make_frozenset(self, _) -> None:
+        """Replaces the items above the mark with a placeholder."""
         self._pop_to_mark()
         self.stack.append(Placeholder("frozenset"))
 
-    def append(self, has_mark: bool) -> None:
+    def append_items(self, has_mark: bool) -> None:
+        """Appends the top item, or those above the mark, to the list below."""
         items = self._pop_to_mark() if has_mark else [self.stack.pop()]
         target = self.stack[-1]
         if not isinstance(target, Placeholder):
-            _require(target, list).extend(items)
+            _require_type(target, list).extend(items)
 
     def set_items(self, has_mark: bool) -> None:
+        """Adds the top pair, or those above the mark, to the dict below."""
         if has_mark:
             items = self._pop_to_mark()
         else:
             value, key = self.stack.pop(), self.stack.pop()
             items = [key, value]
-        self._set(items)
+        self._add_pairs(items)
 
-    def _set(self, items: list) -> None:
-        target = _require(self.stack[-1], dict, Placeholder)
+    def _add_pairs(self, items: list) -> None:
+        target = _require_type(self.stack[-1], dict, Placeholder)
         add_items(target, zip(items[::2], items[1::2], strict=True))
 
     def push_global(self, names: str) -> None:
+        """Pushes a class or function; `names` has its module, a space and its name."""
         self.stack.append(find_global(*names.split(" ", 1)))
 
-    def find_stack_global(self, _) -> None:
+    def push_stack_global(self, _) -> None:
+        """Replaces the module and the name on the stack with a class or function."""
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(find_global(_require(module, str), _require(name, str)))
+        self.stack.append(
+            find_global(_require_type(module, str), _require_type(name, str))
+        )
 
-    def call(self, has_keywords: bool) -> None:
+    def push_call(self, has_keywords: bool) -> None:
+        """Replaces a function and its arguments with the object that they build."""
         if has_keywords:
-            _require(self.stack.pop(), dict)
+            _require_type(self.stack.pop(), dict)
         arguments = self.stack.pop()
         # One list can be the argument of many calls.
         sized = (list, tuple, dict)
-        self._count(sum(len(x) for x in arguments if isinstance(x, sized)))
-        self.stack.append(call(self.stack.pop(), arguments))
+        self._count_steps(sum(len(x) for x in arguments if isinstance(x, sized)))
+        self.stack.append(rebuild_object(self.stack.pop(), arguments))
 
-    def set_state(self, _) -> None:
+    def drop_state(self, _) -> None:
+        """Drops the state of the object below, which is not needed."""
         self.stack.pop()
-        _require(self.stack[-1], dict, Placeholder, Tensor)
+        _require_type(self.stack[-1], dict, Placeholder, Tensor)
 
     def push_storage(self, _) -> None:
-        storage = find_storage(self.stack.pop())
+        """Replaces a persistent id with its storage, and registers the storage."""
+        storage = parse_storage(self.stack.pop())
         self.stack.append(storage)
         # Tensors of different types may share a storage.
         self._storages.setdefault(storage.key, storage)
 
 
-def _require(value: Any, *classes: type) -> Any:
+def _require_type(value: Any, *classes: type) -> Any:
     if not isinstance(value, classes):
         raise make_damage_error(f"its pickle is invalid (a {type(value).__name__})")
     return value
@@ -168,48 +184,49 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 
 
-def _ignore_argument(operation: Callable, value: Any) -> Callable:
-    """Returns the operation of an opcode that implies this value."""
+def _fix_argument(operation: Callable, value: Any) -> Callable:
+    """Returns an operation that gets this value instead of the opcode's argument."""
     return lambda machine, _: operation(machine, value)
 
 
 _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "POP": _Machine.discard,
+    "MARK": _Machine.push_mark,
+    "POP": _Machine.pop_item,
     "POP_MARK": lambda machine, _: machine._pop_to_mark(),
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    "TUPLE": _ignore_argument(_Machine.make_tuple, None),
-    "TUPLE1": _ignore_argument(_Machine.make_tuple, 1),
-    "TUPLE2": _ignore_argument(_Machine.make_tuple, 2),
-    "TUPLE3": _ignore_argument(_Machine.make_tuple, 3),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.memoize),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.push_memoized),
+    "TUPLE": _fix_argument(_Machine.make_tuple, None),
+    "TUPLE1": _fix_argument(_Machine.make_tuple, 1),
+    "TUPLE2": _fix_argument(_Machine.make_tuple, 2),
+    "TUPLE3": _fix_argument(_Machine.make_tuple, 3),
     "LIST": _Machine.make_list,
     "DICT": _Machine.make_dict,
     "FROZENSET": _Machine.make_frozenset,
-    "APPEND": _ignore_argument(_Machine.append, False),
-    "APPENDS": _ignore_argument(_Machine.append, True),
-    "ADDITEMS": _ignore_argument(_Machine.append, True),
-    "SETITEM": _ignore_argument(_Machine.set_items, False),
-    "SETITEMS": _ignore_argument(_Machine.set_items, True),
+    "APPEND": _fix_argument(_Machine.append_items, False),
+    "APPENDS": _fix_argument(_Machine.append_items, True),
+    "ADDITEMS": _fix_argument(_Machine.append_items, True),
+    "SETITEM": _fix_argument(_Machine.set_items, False),
+    "SETITEMS": _fix_argument(_Machine.set_items, True),
     "GLOBAL": _Machine.push_global,
-    "STACK_GLOBAL": _Machine.find_stack_global,
-    "REDUCE": _ignore_argument(_Machine.call, False),
-    "NEWOBJ": _ignore_argument(_Machine.call, False),
-    "NEWOBJ_EX": _ignore_argument(_Machine.call, True),
-    "BUILD": _Machine.set_state,
+    "STACK_GLOBAL": _Machine.push_stack_global,
+    "REDUCE": _fix_argument(_Machine.push_call, False),
+    "NEWOBJ": _fix_argument(_Machine.push_call, False),
+    "NEWOBJ_EX": _fix_argument(_Machine.push_call, True),
+    "BUILD": _Machine.drop_state,
     "BINPERSID": _Machine.push_storage,
 }
 
 
-class _Limited:
+class _LimitedFile:
     """A file that `pickletools.genops` can read a limited number of bytes from."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self._left = MAX_BYTES
 
-    def _take(self, content: bytes, expected: int) -> bytes:
+    def _count_read(self, content: bytes, expected: int) -> bytes:
+        """Counts bytes that were read; raises InvalidFileError if some are missing."""
         if len(content) < expected:
             raise make_damage_error("it is truncated")
         self._left -= len(content)
@@ -221,10 +238,10 @@ class _Limited:
                 f"its pickle has more than {MAX_BYTES:,} bytes; save only the weights "
                 f"with {SAVE}"
             )
-        return self._take(self._file.read(size), size)
+        return self._count_read(self._file.read(size), size)
 
     def readline(self) -> bytes:
-        return self._take(self._file.readline(self._left), 0)
+        return self._count_read(self._file.readline(self._left), 0)
 
 
 def interpret(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
@@ -243,8 +260,8 @@ def interpret(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any
     """
     machine = _Machine({} if storages is None else storages)
     try:
-        for opcode, argument, _ in pickletools.genops(_Limited(file)):
-            machine.run(opcode.name, argument)
+        for opcode, argument, _ in pickletools.genops(_LimitedFile(file)):
+            machine.execute(opcode.name, argument)
         [result] = machine.stack
     # The errors of genops, and of operations with values of the wrong type or number.
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:

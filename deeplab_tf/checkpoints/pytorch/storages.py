@@ -48,15 +48,15 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
         archive = zipfile.ZipFile(file)
     except _ZIP_ERRORS as error:
         raise _make_zip_error(error) from error
-    top = _find_top(archive.namelist())
-    entries = _check_entries(archive)
+    top = _find_root_folder(archive.namelist())
+    entries = _list_entries(archive)
     if f"{top}data.pkl" in entries and entries[f"{top}data.pkl"].file_size > MAX_BYTES:
         raise InvalidFileError(
             f"its data.pkl has more than {MAX_BYTES:,} bytes; save only the weights "
             f"with {SAVE}"
         )
 
-    def read(name: str) -> bytes:
+    def read_entry(name: str) -> bytes:
         if top + name not in entries:
             raise make_damage_error(f"its entry {name} is missing")
         try:
@@ -64,10 +64,10 @@ def read_zip(file: BinaryIO) -> tuple[Any, Reader]:
         except _ZIP_ERRORS as error:
             raise _make_zip_error(error) from error
 
-    if f"{top}byteorder" in entries and read("byteorder") != b"little":
+    if f"{top}byteorder" in entries and read_entry("byteorder") != b"little":
         raise InvalidFileError(_BIG_ENDIAN)
-    root = interpret(io.BytesIO(read("data.pkl")))
-    return root, lambda storage: read(f"data/{storage.key}")
+    root = interpret(io.BytesIO(read_entry("data.pkl")))
+    return root, lambda storage: read_entry(f"data/{storage.key}")
 
 
 def _make_zip_error(error: Exception) -> InvalidFileError:
@@ -75,7 +75,8 @@ def _make_zip_error(error: Exception) -> InvalidFileError:
     return make_damage_error(f"it is truncated or damaged ({reason})")
 
 
-def _check_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def _list_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Returns entries by name; refuses unsafe, duplicate and compressed ones."""
     infos = archive.infolist()
     count = collections.Counter(info.filename for info in infos)
     for info in infos:
@@ -95,8 +96,8 @@ def _check_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return {info.filename: info for info in infos}
 
 
-def _find_top(names: list[str]) -> str:
-    """Returns the folder of all entries, with a slash."""
+def _find_root_folder(names: list[str]) -> str:
+    """Returns the top folder of the archive with a slash; refuses TorchScript."""
     tops = {n.partition("/")[0] + "/" for n in names if n.endswith("/data.pkl")}
     if len(tops) != 1:
         raise InvalidFileError("it is a zip archive, but not one that torch.save wrote")

@@ -75,7 +75,7 @@ def is_torch_file(path: str) -> bool:
     Only the name of a file matters.
     """
     if tf.io.gfile.isdir(path):
-        return _find_weights(path) is not None
+        return _find_weights_file(path) is not None
     return path.endswith(SUFFIXES)
 
 
@@ -98,7 +98,7 @@ def read_torch_file(path: str | os.PathLike) -> TorchFile:
     return TorchFile(path, _select_weights(_read_file(path), path), {})
 
 
-def _find_weights(folder: str) -> str | None:
+def _find_weights_file(folder: str) -> str | None:
     """Returns the name of the weights, or of the index of their shards."""
     names = [name + suffix for name in WEIGHTS for suffix in ("", _INDEX)]
     found = (n for n in names if tf.io.gfile.exists(os.path.join(folder, n)))
@@ -106,7 +106,8 @@ def _find_weights(folder: str) -> str | None:
 
 
 def _read_folder(folder: str) -> TorchFile:
-    name = _find_weights(folder)
+    """Reads the weights and the `config.json` of a Hugging Face folder."""
+    name = _find_weights_file(folder)
     if name is None:
         raise UserError(
             f"{escape(folder)} contains neither {' nor '.join(WEIGHTS)}; give the "
@@ -124,7 +125,9 @@ def _read_shards(index: str) -> dict[str, np.ndarray]:
     """Reads all shards that an index names."""
     content = strict_json.load(text_files.read_content(index), index)
     shards = content.get("weight_map")
-    if not isinstance(shards, dict) or not all(map(_is_shard, shards.values())):
+    if not isinstance(shards, dict) or not all(
+        map(_is_valid_shard_name, shards.values())
+    ):
         raise UserError(
             f"{index}: weight_map must map the name of each tensor to a "
             f"{' or '.join(SUFFIXES)} file of the same folder"
@@ -144,7 +147,8 @@ def _read_shards(index: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _is_shard(name: Any) -> bool:
+def _is_valid_shard_name(name: Any) -> bool:
+    """Returns whether a name is that of a weights file in the same folder."""
     return isinstance(name, str) and name.endswith(SUFFIXES) and not {*"/\\"} & {*name}
 
 
@@ -163,11 +167,12 @@ def _read_file(path: str) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Reads the tensors of a safetensors file, half precision as float32."""
     with file_kinds.open_file(path) as file:
-        _refuse_other_kinds(file.read(_HEAD))
+        _refuse_other_formats(file.read(_HEAD))
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: _convert(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            return {name: _widen_half(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise make_damage_error(f"it is damaged ({one_line(error)[:200]})") from error
     except (TypeError, AttributeError) as error:  # such as float8
@@ -177,7 +182,7 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _refuse_other_kinds(head: bytes) -> None:
+def _refuse_other_formats(head: bytes) -> None:
     """Raises InvalidFileError for files that are often mistaken for weights."""
     if not head:
         raise InvalidFileError("it is empty; download it again")
@@ -191,8 +196,9 @@ def _refuse_other_kinds(head: bytes) -> None:
 
 
 def _read_torch(file: BinaryIO, size: int, path: str) -> dict[str, np.ndarray]:
+    """Reads a file of `torch.save`; refuses tensors that would fill the memory."""
     head = file.read(_HEAD)
-    _refuse_other_kinds(head)
+    _refuse_other_formats(head)
     file.seek(0)
     root, read = read_zip(file) if head.startswith(ZIP) else read_legacy(file, size)
     tensors = _find_state_dict(root, path)
@@ -207,6 +213,7 @@ def _read_torch(file: BinaryIO, size: int, path: str) -> dict[str, np.ndarray]:
 
 
 def _count_bytes(tensor: Tensor) -> int:
+    """Returns the size of a tensor in bytes, after conversion of half precision."""
     itemsize = 4 if tensor.dtype in _HALF else tensor.dtype.itemsize
     return itemsize * int(np.prod([int(n) for n in tensor.shape], dtype=object))
 
@@ -216,7 +223,7 @@ def _find_state_dict(root: Any, path: str) -> dict[str, Tensor]:
     if not isinstance(root, dict):
         kind = type(root).__name__.lower()
         raise InvalidFileError(f"it contains a {kind}, not a state dict; use {SAVE}")
-    found = _find_entries(root) or _find_other_entries(root)
+    found = _find_known_state_dicts(root) or _find_unnamed_state_dict(root)
     if not found:
         entries = ", ".join(shorten(key) for key in list(root)[:_SHOWN])
         raise InvalidFileError(
@@ -229,20 +236,23 @@ def _find_state_dict(root: Any, path: str) -> dict[str, Tensor]:
     return {str(n): x for n, x in found[name].items() if isinstance(x, Tensor)}
 
 
-def _find_entries(entries: dict, depth: int = 0) -> dict[str, dict]:
+def _find_known_state_dicts(entries: dict, depth: int = 0) -> dict[str, dict]:
     """Returns the state dicts in the known entries of a training checkpoint."""
     found = {}
     for name in _ENTRIES:
         entry = entries.get(name)
         if isinstance(entry, dict) and depth < _MAX_DEPTH:
-            inner = _find_entries(entry, depth + 1)
+            inner = _find_known_state_dicts(entry, depth + 1)
             for key, state in inner.items() or [("", entry)] * _has_tensors(entry):
                 found[f"{name}.{key}".strip(".")] = state
     return found
 
 
-def _find_other_entries(entries: dict) -> dict[str, dict]:
-    """Returns the object itself, or its only entry that is a state dict."""
+def _find_unnamed_state_dict(entries: dict) -> dict[str, dict]:
+    """Returns the only entry that is a state dict, or the object itself if it is.
+
+    The result maps its name to it; {} if there is none.
+    """
     states = {n: x for n, x in entries.items() if _has_tensors(x)}
     if len(states) > 1:
         names = ", ".join(shorten(name) for name in list(states)[:_SHOWN])
@@ -261,6 +271,7 @@ def _has_tensors(entry: Any) -> bool:
 
 
 def _read_arrays(tensors: Mapping[str, Tensor], read: Reader) -> dict[str, np.ndarray]:
+    """Reads each storage once and returns tensors as arrays by name."""
     contents: dict[str, bytes] = {}
     arrays: dict[Tensor, np.ndarray] = {}
     for tensor in tensors.values():
@@ -273,7 +284,7 @@ def _read_arrays(tensors: Mapping[str, Tensor], read: Reader) -> dict[str, np.nd
                 f"a storage has {len(content):,} bytes instead of {storage.nbytes:,}"
             )
         if tensor not in arrays:
-            arrays[tensor] = _convert(_make_array(tensor, content))
+            arrays[tensor] = _widen_half(_make_array(tensor, content))
     return {name: arrays[tensor] for name, tensor in tensors.items()}
 
 
@@ -287,7 +298,8 @@ def _make_array(tensor: Tensor, content: bytes) -> np.ndarray:
     )
 
 
-def _convert(array: np.ndarray) -> np.ndarray:
+def _widen_half(array: np.ndarray) -> np.ndarray:
+    """Converts half precision to float32; returns other arrays unchanged."""
     return array.astype(np.float32) if array.dtype in _HALF else array
 
 
@@ -298,10 +310,10 @@ def _select_weights(
     kept = {n: a for n, a in arrays.items() if not n.startswith(_TRAINING)}
     if not kept:
         raise UserError(f"{escape(path)} contains no tensors; use {SAVE}")
-    while prefix := _find_prefix(kept):
+    while prefix := _find_wrapper_prefix(kept):
         kept = {name.removeprefix(prefix): array for name, array in kept.items()}
     return kept
 
 
-def _find_prefix(names: Mapping[str, Any]) -> str | None:
+def _find_wrapper_prefix(names: Mapping[str, Any]) -> str | None:
     return next((p for p in _PREFIXES if all(n.startswith(p) for n in names)), None)

@@ -155,6 +155,7 @@ _SHA256 = {
 
 
 def _find_presets(name: str, presets: tuple[str, ...]) -> tuple[Preset, ...]:
+    """Returns the given presets of a checkpoint, or those named after it."""
     names = presets or (name, f"{name}_os8_ms_flip")
     known = deeplab_tf.presets.PRESETS
     return tuple(known[n] for n in names if n in known)

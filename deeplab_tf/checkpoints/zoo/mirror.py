@@ -6,6 +6,6 @@ _VARIABLE = "DEEPLAB_TF_ZOO"
 
 
 def find_mirror() -> str | None:
-    """Returns the address in DEEPLAB_TF_ZOO, if any, which has all files of the zoo."""
+    """Returns the address of the zoo's mirror in DEEPLAB_TF_ZOO, or None."""
     address = os.environ.get(_VARIABLE)
     return os.path.expanduser(address).rstrip("/") if address else None

@@ -90,24 +90,27 @@ def _iterate_evaluations(checkpoint: ZooCheckpoint) -> Iterator[tuple[str, Prese
         name = ""
 
 
-def _find_key(preset: Preset) -> tuple:
+def _make_result_key(preset: Preset) -> tuple:
     return preset.eval_model, preset.evaluation.eval_crop_size
 
 
 def _read_results(path: pathlib.Path) -> tuple[dict, str]:
-    """Returns the row of each model and image size, and the machine."""
+    """Reads results by model and image size, and a description of the machine."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--markdown needs a checkout; there is no {path}") from None
-    rows = {_find_key(presets.PRESETS[row["preset"]]): row for row in content["rows"]}
+    rows = {
+        _make_result_key(presets.PRESETS[row["preset"]]): row for row in content["rows"]
+    }
     versions = content["versions"]
     machine = f"TensorFlow {versions['tensorflow']} on {content['hardware']}"
     return rows, f"{machine}; commit {content['code'][:7]}"
 
 
 def _format_row(checkpoint: ZooCheckpoint, preset: Preset, results: dict) -> list[str]:
-    published, measured = preset.published, results[_find_key(preset)]
+    """Returns the cells of a row for an evaluation, without the name."""
+    published, measured = preset.published, results[_make_result_key(preset)]
     protocol = describe_protocol(preset)
     if checkpoint.is_pretrained_backbone:
         protocol = f"none; pretrained on {preset.start}"
@@ -126,6 +129,7 @@ def _format_row(checkpoint: ZooCheckpoint, preset: Preset, results: dict) -> lis
 
 
 def _format_pytorch_row(row: PyTorchCheckpoint) -> list[str]:
+    """Returns the cells of a row for a PyTorch checkpoint."""
     figures = (row.miou, row.miou_multi_scale, row.mebibytes)
     return [
         f"`{row.name}`",

@@ -168,6 +168,7 @@ _EDGETPU = MobileNet(
 
 
 def _make_backbone(network: MobileNet, *options: str) -> Backbone:
+    """Returns the row of a network with these options besides the multiplier."""
     return Backbone(
         network,
         ("depth_multiplier", *options),

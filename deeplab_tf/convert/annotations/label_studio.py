@@ -95,7 +95,7 @@ def _list_results(task: dict, where: str) -> Iterator[tuple[str, dict]]:
 
 
 def _find_image(data: Any, where: str) -> tuple[str, str]:
-    """Returns the name of the image of a task, and the name before its upload."""
+    """Returns the path of a task's image, with and without its upload prefix."""
     if not isinstance(data, dict):
         raise UserError(f"{where}.data must be a JSON object; received {data!r:.60}")
     urls = {k: v for k, v in data.items() if isinstance(v, str) and "\n" not in v}

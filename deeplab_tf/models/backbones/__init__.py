@@ -18,13 +18,14 @@ from deeplab_tf.models.backbones.xception import xception
 _BUILDERS = {MobileNet: mobilenet, ResNet: resnet_v1, Xception: xception}
 
 
-def _build(image, output_stride: int, network, conventions: dict, **options):
+def _build_backbone(image, output_stride: int, network, conventions: dict, **options):
+    """Builds a backbone, with some conventions of its `network` replaced."""
     builder = _BUILDERS[type(network)]
     network = network._replace(**conventions)
     return builder(image, output_stride, network, **options)
 
 
 BACKBONES = {
-    name: functools.partial(_build, network=row.network, conventions={})
+    name: functools.partial(_build_backbone, network=row.network, conventions={})
     for name, row in config.BACKBONES.items()
 }

@@ -17,6 +17,7 @@ _STEM_STRIDE = 4  # of root and pooling
 
 
 def _shortcut(x, filters, scope, stride, conv):
+    """Returns the input of a unit with the depth and stride of its output."""
     if x.shape[-1] != filters:
         return conv(x, filters, 1, f"{scope}.shortcut", strides=stride, activation=None)
     return x if stride == 1 else subsample(x, stride, scope)
@@ -81,7 +82,8 @@ class _Unit(NamedTuple):
     grid: int | None
 
 
-def _units(blocks, multi_grid, strided_unit):
+def _list_units(blocks, multi_grid, strided_unit):
+    """Yields the units of all blocks, with their nominal strides."""
     before = 1  # the stride between two blocks belongs to the first or to the second
     for i, block in enumerate(blocks, 1):
         grid = multi_grid if i >= _BLOCKS and multi_grid else block.units * (None,)
@@ -93,7 +95,8 @@ def _units(blocks, multi_grid, strided_unit):
         before = block.stride
 
 
-def _atrous_rate(rate: int, unit: _Unit, network: ResNet) -> int:
+def _apply_multi_grid(rate: int, unit: _Unit, network: ResNet) -> int:
+    """Returns the rate of a unit, given the rate of its block."""
     if unit.grid is None:
         return rate
     return unit.grid if network.absolute_multi_grid else rate * unit.grid
@@ -135,7 +138,7 @@ def resnet_v1(
     x = _stem(image, network, conv)
     blocks = tuple(map(Block, network.depths, network.units, (2, 2, 2, 1)))
     blocks = replicate_last_block(blocks, cascade_blocks)
-    units = list(_units(blocks, multi_grid, network.strided_unit))
+    units = list(_list_units(blocks, multi_grid, network.strided_unit))
     strides = [unit.stride for unit in units]
     steps = strides_and_rates(
         strides, output_stride // _STEM_STRIDE, network.first_unit_rate
@@ -144,7 +147,7 @@ def resnet_v1(
     features = {}
     for unit, (stride, rate) in zip(units, steps, strict=True):
         scope = f"{network.scope}.block{unit.block}.unit_{unit.number}"
-        rate = _atrous_rate(rate, unit, network)
+        rate = _apply_multi_grid(rate, unit, network)
         both = (stride, 1) if network.strided_convolution == 1 else (1, stride)
         x, residual = residual_unit(x, unit.depth, scope, both, rate, conv)
         last = blocks[unit.block - 1].units - (network.strided_unit == "last")

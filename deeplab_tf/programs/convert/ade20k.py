@@ -13,7 +13,7 @@ from deeplab_tf import flags
 from deeplab_tf.programs.convert import output
 
 _FLAGS = {
-    "ade20k_root": (flags.REQUIRED, None, "Folder with images and annotations."),
+    "ade20k_root": (flags.required_string, None, "Folder with images and annotations."),
     "num_classes": (
         *(flags.INTEGER, 151),
         "151 keeps the labels, with 0 ignored; 150 makes wall 0, with 255 ignored.",

@@ -13,7 +13,11 @@ from deeplab_tf import flags
 from deeplab_tf.programs.convert import output
 
 _FLAGS = {
-    "cityscapes_root": (flags.REQUIRED, None, "Folder with leftImg8bit and gtFine."),
+    "cityscapes_root": (
+        flags.required_string,
+        None,
+        "Folder with leftImg8bit and gtFine.",
+    ),
     "splits": (
         *(flags.STRINGS, None),
         "Splits to write; default: all whose folders exist. Each has its own copy of "

@@ -16,11 +16,11 @@ from deeplab_tf.programs.convert import output
 
 _FLAGS = {
     "annotations": (
-        *(flags.REQUIRED, None),
+        *(flags.required_string, None),
         "COCO annotations, such as instances_train2017.json.",
     ),
-    "image_dir": (flags.REQUIRED, None, "Folder with the JPEG images."),
-    "split": (flags.REQUIRED, None, "Name of the split, such as train."),
+    "image_dir": (flags.required_string, None, "Folder with the JPEG images."),
+    "split": (flags.required_string, None, "Name of the split, such as train."),
 }
 
 

@@ -41,7 +41,7 @@ _MASK_FLAGS = (
 
 
 _FLAGS = {
-    "image_dir": (flags.REQUIRED, None, "Folder with the images."),
+    "image_dir": (flags.required_string, None, "Folder with the images."),
     "label_dir": (
         *(flags.STRING, None),
         "Folder with the masks; may be the folder of the images.",

@@ -22,7 +22,7 @@ def define_flags(
         details: Flags that few users need.
     """
     values = absl_flags.FlagValues()
-    folder = {"output_dir": (flags.REQUIRED, None, "Folder for the TFRecords.")}
+    folder = {"output_dir": (flags.required_string, None, "Folder for the TFRecords.")}
     shards = {
         "num_shards": (
             *(flags.at_least(1), num_shards),

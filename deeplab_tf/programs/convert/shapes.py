@@ -13,7 +13,7 @@ from deeplab_tf.programs import suggest_commands
 
 USES_TENSORFLOW = False
 _FLAGS = {
-    "output_dir": (flags.REQUIRED, None, "Folder to create."),
+    "output_dir": (flags.required_string, None, "Folder to create."),
     "train_images": (flags.INTEGER, 1600, "Training scenes."),
     "val_images": (flags.INTEGER, 200, "Validation scenes."),
     "test_images": (flags.INTEGER, 200, "Test scenes."),

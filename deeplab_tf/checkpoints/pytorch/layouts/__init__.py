@@ -65,7 +65,7 @@ def convert_state_dict(
         UserError: if no supported network has such variables.
     """
     shapes = {name: np.shape(array) for name, array in state.items()}
-    found = identify(shapes, description)
+    found = identify_network(shapes, description)
     if found is not None:
         layout, config = found
         return Network(layout, config, *layout.read_variables(config, state))
@@ -76,10 +76,10 @@ def convert_state_dict(
     )
 
 
-def identify(
+def identify_network(
     shapes: Mapping[str, tuple[int, ...]], description: Mapping
 ) -> tuple[Layout, ModelConfig] | None:
-    """Returns the layout and the config of a network, if it is a supported one."""
+    """Returns the layout and the config of a network, or None if it is unknown."""
     for layout in LAYOUTS:
         try:
             config = layout.identify(shapes, description)
@@ -113,7 +113,7 @@ def torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
             continue
         shapes = {name: array.shape for name, array in state.items()}
         theirs = layout.identify(shapes, {})
-        if theirs is not None and _is_same_function(config, theirs):
+        if theirs is not None and _is_equivalent(config, theirs):
             return state
     raise UserError(
         f"no network of a PyTorch project computes the same as this {config.backbone} "
@@ -122,7 +122,7 @@ def torch_state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     )
 
 
-def _is_same_function(ours: ModelConfig, theirs: ModelConfig) -> bool:
+def _is_equivalent(ours: ModelConfig, theirs: ModelConfig) -> bool:
     """Returns whether configs with the same variables compute the same function.
 
     The projects choose the output stride, the rates, the multi-grid and the scaling of
@@ -134,7 +134,7 @@ def _is_same_function(ours: ModelConfig, theirs: ModelConfig) -> bool:
         "absolute_multi_grid": False,
     }
 
-    def fix(config: ModelConfig) -> ModelConfig:
+    def reset_free_fields(config: ModelConfig) -> ModelConfig:
         rates = tuple(1 for _ in config.atrous_rates)
         return dataclasses.replace(
             config,
@@ -145,4 +145,4 @@ def _is_same_function(ours: ModelConfig, theirs: ModelConfig) -> bool:
             conventions=dataclasses.replace(config.conventions, **free),
         )
 
-    return fix(ours) == fix(theirs)
+    return reset_free_fields(ours) == reset_free_fields(theirs)

@@ -58,7 +58,7 @@ def backbone_convolutions(config: ModelConfig, builders: Mapping) -> Iterator:
 
 
 def find_resnet(shapes: Shapes, prefix: str) -> str | None:
-    """Returns the ResNet whose variables begin with a prefix, if there is one."""
+    """Returns the name of the ResNet whose variables start with a prefix, or None."""
     units = tuple(count_modules(shapes, f"{prefix}layer{i}.") for i in range(1, 5))
     is_lite = f"{prefix}layer1.0.conv3.weight" not in shapes
     stem = [shapes.get(f"{prefix}stem.{i}.weight", (0,))[0] for i in (0, 3, 6)]

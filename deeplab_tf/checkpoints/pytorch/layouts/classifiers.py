@@ -31,6 +31,7 @@ _V2, _V3 = "mobilenet_v2", "mobilenet_v3_large_classifier"
 
 
 def _make_config(backbone: str, **fields: Any) -> ModelConfig:
+    """Returns the config of a classifier with PyTorch's conventions."""
     conventions = pytorch_conventions(backbone, padding="official", **fields)
     return ModelConfig(backbone, conventions=conventions)
 
@@ -40,32 +41,33 @@ def _identify_resnet(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     return _make_config(backbone) if backbone and "fc.weight" in shapes else None
 
 
-def _has_shape(shapes: Shapes, name: str, last: tuple[int, int]) -> bool:
-    return shapes.get(name) == (*last, 1, 1)
+def _is_pointwise_kernel(shapes: Shapes, name: str, depth: tuple[int, int]) -> bool:
+    """Returns whether a variable is a 1x1 kernel with these `(filters, channels)`."""
+    return shapes.get(name) == (*depth, 1, 1)
 
 
-def _identify_v2(shapes: Shapes, _: Mapping) -> ModelConfig | None:
-    is_v2 = _has_shape(shapes, "features.18.0.weight", (1280, 320))
+def _identify_mobilenet_v2(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v2 = _is_pointwise_kernel(shapes, "features.18.0.weight", (1280, 320))
     return _make_config(_V2) if is_v2 else None
 
 
-def _identify_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
-    is_v3 = _has_shape(shapes, "features.16.0.weight", (960, 160))
+def _identify_mobilenet_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v3 = _is_pointwise_kernel(shapes, "features.16.0.weight", (960, 160))
     # Its epsilon is the official one.
     return _make_config(_V3, batch_norm_epsilon=None) if is_v3 else None
 
 
-def _identify_timm_v2(shapes: Shapes, _: Mapping) -> ModelConfig | None:
-    is_v2 = _has_shape(shapes, "conv_head.weight", (1280, 320))
+def _identify_timm_mobilenet_v2(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v2 = _is_pointwise_kernel(shapes, "conv_head.weight", (1280, 320))
     return _make_config(_V2) if is_v2 else None
 
 
-def _identify_timm_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
-    is_v3 = _has_shape(shapes, "blocks.6.0.conv.weight", (960, 160))
+def _identify_timm_mobilenet_v3(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    is_v3 = _is_pointwise_kernel(shapes, "blocks.6.0.conv.weight", (960, 160))
     return _make_config(_V3) if is_v3 else None
 
 
-def _identify_xception(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+def _identify_timm_xception(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     if "blocks.0.stack.conv1.conv_dw.weight" not in shapes:
         return None
     modules = count_modules(shapes, "blocks.")
@@ -78,13 +80,15 @@ def _identify_xception(shapes: Shapes, _: Mapping) -> ModelConfig | None:
     return None
 
 
-def _convolutions(
+def _backbone_convolutions(
     of_network: Callable, prefix: str, config: ModelConfig
 ) -> Iterator[Convolution]:
+    """Yields the convolutions that `of_network` lists for the config's backbone."""
     yield from of_network(BACKBONES[config.backbone].network, prefix)
 
 
-def _timm_convolutions(config: ModelConfig) -> Iterator[Convolution]:
+def _timm_mobilenet_convolutions(config: ModelConfig) -> Iterator[Convolution]:
+    """Yields the convolutions of a MobileNetV2 or MobileNetV3 of timm."""
     network: MobileNet = BACKBONES[config.backbone].network
     yield Convolution(f"{network.scope}/Conv", "conv_stem", "bn1")
     stage, number, filters = -1, 0, None
@@ -108,7 +112,8 @@ def _timm_convolutions(config: ModelConfig) -> Iterator[Convolution]:
         yield Convolution(f"{network.scope}/Conv_1", *names)
 
 
-def _xception_convolutions(config: ModelConfig) -> Iterator[Convolution]:
+def _timm_xception_convolutions(config: ModelConfig) -> Iterator[Convolution]:
+    """Yields the convolutions of an Xception of timm."""
     network: Xception = BACKBONES[config.backbone].network
     for i in (1, 2):
         stem = (f"stem.{i - 1}.conv", f"stem.{i - 1}.bn")
@@ -132,14 +137,20 @@ def _make_layout(name: str, identify: Callable, convolutions: Callable) -> Layou
     return Layout(f"the ImageNet {name}", identify, convolutions, is_backbone=True)
 
 
-_resnet = functools.partial(_convolutions, resnet_convolutions, "")
-_v2 = functools.partial(_convolutions, mobilenet_v2_convolutions, "features.")
-_v3 = functools.partial(_convolutions, mobilenet_v3_convolutions, "features.")
+_resnet = functools.partial(_backbone_convolutions, resnet_convolutions, "")
+_v2 = functools.partial(_backbone_convolutions, mobilenet_v2_convolutions, "features.")
+_v3 = functools.partial(_backbone_convolutions, mobilenet_v3_convolutions, "features.")
 LAYOUTS = (
     _make_layout("ResNet of torchvision or timm", _identify_resnet, _resnet),
-    _make_layout("MobileNetV2 of torchvision", _identify_v2, _v2),
-    _make_layout("MobileNetV3 of torchvision", _identify_v3, _v3),
-    _make_layout("MobileNetV2 of timm", _identify_timm_v2, _timm_convolutions),
-    _make_layout("MobileNetV3 of timm", _identify_timm_v3, _timm_convolutions),
-    _make_layout("Xception of timm", _identify_xception, _xception_convolutions),
+    _make_layout("MobileNetV2 of torchvision", _identify_mobilenet_v2, _v2),
+    _make_layout("MobileNetV3 of torchvision", _identify_mobilenet_v3, _v3),
+    _make_layout(
+        "MobileNetV2 of timm", _identify_timm_mobilenet_v2, _timm_mobilenet_convolutions
+    ),
+    _make_layout(
+        "MobileNetV3 of timm", _identify_timm_mobilenet_v3, _timm_mobilenet_convolutions
+    ),
+    _make_layout(
+        "Xception of timm", _identify_timm_xception, _timm_xception_convolutions
+    ),
 )

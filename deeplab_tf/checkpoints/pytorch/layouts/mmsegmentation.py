@@ -22,6 +22,7 @@ _RATES = (12, 24, 36)  # of "D8" networks
 
 
 def _identify(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    """Returns the config of a network of this project, or None."""
     backbone = find_resnet(shapes, "backbone.")
     if backbone is None or _LOGITS not in shapes or _BOTTLENECK not in shapes:
         return None
@@ -51,19 +52,20 @@ def _convolution(scope: str, module: str) -> Convolution:
     return Convolution(scope, f"{module}.conv", f"{module}.bn")
 
 
-def _separable(scope: str, module: str) -> Iterator[Convolution]:
+def _separable_convolution(scope: str, module: str) -> Iterator[Convolution]:
     for part in ("depthwise", "pointwise"):
         yield _convolution(f"{scope}_{part}", f"{module}.{part}_conv")
 
 
 def _convolutions(config: ModelConfig) -> Iterator[Convolution]:
+    """Yields the convolutions of a network of this project."""
     yield from backbone_convolutions(config, _BUILDERS)
     yield _convolution("image_pooling", f"{_HEAD}.image_pool.1")
     yield _convolution("aspp0", f"{_HEAD}.aspp_modules.0")
     for i in range(1, len(config.atrous_rates) + 1):
         branch = f"{_HEAD}.aspp_modules.{i}"
         if config.context.separable:
-            yield from _separable(f"aspp{i}", branch)
+            yield from _separable_convolution(f"aspp{i}", branch)
         else:
             yield _convolution(f"aspp{i}", branch)
     yield _convolution("concat_projection", f"{_HEAD}.bottleneck")
@@ -72,7 +74,7 @@ def _convolutions(config: ModelConfig) -> Iterator[Convolution]:
         yield _convolution("decoder/feature_projection0", projection)
         for i in range(2):
             module = f"{_HEAD}.sep_bottleneck.{i}"
-            yield from _separable(f"decoder/decoder_conv{i}", module)
+            yield from _separable_convolution(f"decoder/decoder_conv{i}", module)
     yield Convolution("logits/semantic", f"{_HEAD}.conv_seg")
 
 

@@ -33,6 +33,7 @@ _RATES = (12, 24, 36)
 
 
 def _identify_deeplab(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    """Returns the config of torchvision's DeepLabv3, or None for other networks."""
     if "classifier.0.convs.4.1.weight" not in shapes or _LOGITS not in shapes:
         return None
     backbone, stride = find_resnet(shapes, "backbone."), 8
@@ -51,7 +52,7 @@ def _identify_deeplab(shapes: Shapes, _: Mapping) -> ModelConfig | None:
         batch_norm_momentum=MOMENTUM,
         context=context,
         decoder=DecoderConfig(()),
-        conventions=_conventions(backbone),
+        conventions=_make_conventions(backbone),
     )
 
 
@@ -60,7 +61,7 @@ def _find_mobilenet(shapes: Shapes) -> str | None:
     return _V3_LARGE if kernel == (960, 160, 1, 1) else None
 
 
-def _conventions(backbone: str) -> ConventionsConfig:
+def _make_conventions(backbone: str) -> ConventionsConfig:
     fields: dict = {"resizing": "half_pixel"}
     if backbone == _V3_LARGE:
         # Its epsilons are the official ones.
@@ -94,6 +95,7 @@ def aspp_convolutions(config: ModelConfig, prefix: str) -> Iterator[Convolution]
 
 
 def _identify_lraspp(shapes: Shapes, _: Mapping) -> ModelConfig | None:
+    """Returns the config of torchvision's LR-ASPP, or None for other networks."""
     backbone = _find_mobilenet(shapes)
     if _LRASPP_LOGITS not in shapes or backbone is None:
         return None
@@ -113,7 +115,7 @@ def _identify_lraspp(shapes: Shapes, _: Mapping) -> ModelConfig | None:
         batch_norm_momentum=MOMENTUM,
         context=context,
         decoder=decoder,
-        conventions=_conventions(backbone),
+        conventions=_make_conventions(backbone),
     )
 
 

@@ -13,6 +13,7 @@ _LOGITS = f"{_HEAD}.classifier.convolution.weight"
 
 
 def _identify(shapes: Shapes, description: Mapping) -> ModelConfig | None:
+    """Returns the config of a network of this project, or None."""
     first = shapes.get(f"{_STEM}.first_conv.convolution.weight")
     if first is None or _LOGITS not in shapes:
         return None
@@ -37,6 +38,7 @@ def _convolution(scope: str, module: str) -> Convolution:
 
 
 def _convolutions(config: ModelConfig) -> Iterator[Convolution]:
+    """Yields the convolutions of a network of this project."""
     network = BACKBONES[_BACKBONE].network
     yield _convolution(f"{network.scope}/Conv", f"{_STEM}.first_conv")
     names = {"expand": "expand_1x1", "depthwise": "conv_3x3", "project": "reduce_1x1"}
