@@ -73,7 +73,7 @@ def measure_distances(colors: Sequence, others: Sequence) -> np.ndarray:
 def choose_colors(
     count: int, reserved: tuple[tuple[int, int, int], ...] = ()
 ) -> tuple[tuple[int, int, int], ...]:
-    """Chooses RGB colours whose smallest distance is large, also from reserved ones.
+    """Chooses RGB colours that are far apart and far from reserved ones.
 
     The first colours are the most distinct: each is the one farthest from all before.
     """
