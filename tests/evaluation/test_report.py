@@ -472,6 +472,38 @@ def test_slider_fades_the_image_into_truth_and_prediction(tmp_path):
     ]
 
 
+def test_touch_names_the_classes(tmp_path):
+    code = """
+    const stack = page.querySelector(".stack"), box = stack.getBoundingClientRect();
+    const position = {clientX: box.left + 1, clientY: box.top + 1};
+    return ["touch", "mouse"].map((pointerType) => {
+      stack.dispatchEvent(new PointerEvent("pointerdown", {...position, pointerType}));
+      stack.dispatchEvent(new PointerEvent("pointerleave", {pointerType}));
+      return page.querySelector(".readout").textContent;
+    });
+    """
+    page = write_page(worst=[make_scored_image()])
+    touched, left = run_in_browser(page, tmp_path, code)
+    assert (touched, left) == ("Truth: not scored · Prediction: floor", "")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_heights_of_unseen_images_are_good_estimates(tmp_path, width):
+    """Otherwise, links to sections below them lead elsewhere."""
+    code = """
+    const heights = ["auto", "visible"].map((visibility) => {
+      for (const image of page.querySelectorAll(".image")) {
+        image.style.contentVisibility = visibility;
+      }
+      return page.querySelector(".gallery").scrollHeight;
+    });
+    return heights[0] / heights[1];
+    """
+    page = write_page(worst=[make_scored_image(360, 500)] * 12)
+    ratio = run_in_browser(page, tmp_path, code, width)
+    assert ratio == pytest.approx(1, abs=0.1)
+
+
 def test_narrow_image_fits_the_screen(tmp_path):
     code = """
     const stack = page.querySelector(".stack"), box = stack.getBoundingClientRect();

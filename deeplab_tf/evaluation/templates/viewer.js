@@ -63,7 +63,7 @@ function addSlider(viewer) {
   }
 
   let contexts;
-  stack.addEventListener("pointermove", (event) => {
+  function nameClasses(event) {
     contexts ??= maps.map(readPixels);
     const box = stack.getBoundingClientRect();
     const texts = contexts.map((context, i) => {
@@ -77,8 +77,14 @@ function addSlider(viewer) {
       return `${captions[i + 1]}: ${name}`;
     });
     readout.textContent = texts.join(" · ");
+  }
+
+  stack.addEventListener("pointermove", nameClasses);
+  stack.addEventListener("pointerdown", nameClasses);
+  stack.addEventListener("pointerleave", (event) => {
+    // A finger leaves as soon as it is lifted.
+    if (event.pointerType !== "touch") readout.textContent = "";
   });
-  stack.addEventListener("pointerleave", () => { readout.textContent = ""; });
   slider.addEventListener("input", show);
   first.querySelector("figcaption").replaceWith(label, marks, readout);
   first.prepend(stack);
