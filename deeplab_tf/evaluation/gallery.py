@@ -1,5 +1,6 @@
 """Collects example images during an evaluation."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -39,7 +40,7 @@ class Gallery:
     Attributes:
         first: The first images, in the order of the split.
         scores: Mean IoU of each image by name, if extremes are kept; None without
-            scored pixels.
+            scored pixels. Names that occur again are numbered: `a`, `a (2)`.
     """
 
     def __init__(
@@ -53,11 +54,15 @@ class Gallery:
         """Removes all images."""
         self.first, self.scores = [], {}
         self._worst, self._best = [], []
+        self._names: collections.Counter[str] = collections.Counter()
 
     def update(self, name: str, image, truth, prediction) -> None:
         """Adds an image `[h, w, channels]`, 0..255, if it is one of those to keep."""
         if not self._extremes and len(self.first) >= self._first:
             return
+        self._names[name] += 1
+        if self._names[name] > 1:
+            name = f"{name} ({self._names[name]})"
         miou = self._score(truth, prediction)
         self.scores[name] = miou
         is_worst = miou is not None and self._is_extreme(self._worst, -miou)

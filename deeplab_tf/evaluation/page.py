@@ -32,13 +32,14 @@ def format_percent(share: float | None) -> str:
     return f"{100 * share:.2f}"
 
 
-def _format_setting(value: object) -> str:
+def format_setting(value: object) -> str:
+    """Formats a setting of the protocol; a dash for None and empty lists."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_format_setting, value)) or NOTHING
+        return ", ".join(map(format_setting, value)) or NOTHING
     return str(value)
 
 
@@ -52,7 +53,7 @@ def _load_templates() -> jinja2.Environment:
     )
     formats = {
         "percent": format_percent,
-        "setting": _format_setting,
+        "setting": format_setting,
         "thousands": "{:,}".format,
     }
     environment.filters.update(formats)

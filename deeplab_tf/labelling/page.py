@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.page import (
     describe_class,
     describe_origin,
@@ -55,15 +56,17 @@ def write_predictions_page(
         counts = np.bincount(labels.ravel(), minlength=info.num_classes)
         counts = counts[: info.num_classes]
         pixels[:] += counts / max(1, counts.sum())
-        described = _describe_image(name, image, labels, counts, info, side)
-        thumbnails = described["thumbnails"].values()
-        bytes_left -= sum(len(thumbnail["data"]) for thumbnail in thumbnails)
+        if not omitted:
+            described = _describe_image(name, image, labels, counts, info, side)
+            thumbnails = described["thumbnails"].values()
+            bytes_left -= sum(len(thumbnail["data"]) for thumbnail in thumbnails)
         if bytes_left < 0:
             omitted += 1
         else:
             shown.append(described)
 
     yield add
+    omission = pluralize(omitted, "image(s) at the end (is|are)") if omitted else ""
     path = os.path.join(folder, PAGE_FILE)
     total = len(shown) + omitted
     classes = [
@@ -77,7 +80,7 @@ def write_predictions_page(
         title="Predictions",
         headline={"Images": f"{total:,}", "Classes": f"{len(classes):,}"},
         sections=[
-            ("Images", "images", {"shown": shown, "omitted": omitted}),
+            ("Images", "images", {"shown": shown, "omitted": omission}),
             ("Classes", "shares", classes),
             ("How to reproduce", "origin", describe_origin(command)),
         ],

@@ -65,3 +65,14 @@ def test_images_without_a_scored_pixel_are_not_extremes():
     add_images(gallery, ["none"], np.full_like(TRUTH, 255))
     assert not gallery.worst and not gallery.best
     assert gallery.first[0].miou is None
+
+
+def test_names_that_occur_again_are_numbered():
+    gallery = Gallery(2, 255, extremes=3)
+    truth = np.array([[0, 1]], np.uint8)
+    for prediction in ([[0, 1]], [[1, 0]], [[1, 1]]):
+        image = np.zeros((1, 2, 3), np.uint8)
+        gallery.update("a", image, truth, np.array(prediction, np.uint8))
+    # Class 0 has an IoU of 1, 0 and 0; class 1 of 1, 0 and 1/2.
+    assert gallery.scores == {"a": 1, "a (2)": 0, "a (3)": 0.25}
+    assert [scored.name for scored in gallery.worst] == ["a (2)", "a (3)", "a"]

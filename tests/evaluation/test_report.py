@@ -472,6 +472,25 @@ def test_slider_fades_the_image_into_truth_and_prediction(tmp_path):
     ]
 
 
+def test_narrow_image_fits_the_screen(tmp_path):
+    code = """
+    const stack = page.querySelector(".stack"), box = stack.getBoundingClientRect();
+    return [box.height, ...[15, 3].map((offset) => {
+      const position = {clientX: box.left + offset, clientY: box.top + 1};
+      stack.dispatchEvent(new PointerEvent("pointermove", position));
+      return page.querySelector(".readout").textContent;
+    })];
+    """
+    image = make_scored_image(900, 30, name="tall")
+    height, *readouts = run_in_browser(write_page(worst=[image]), tmp_path, code)
+    # 16 x 480 pixels, drawn 640 pixels (40rem) high: the offsets are pixels 11 and 2.
+    assert height == 640
+    assert readouts == [
+        f"Truth: {EVIL} · Prediction: Bär",
+        "Truth: not scored · Prediction: floor",
+    ]
+
+
 def test_page_does_not_scroll_sideways(tmp_path):
     long = "x" * 150
     info = DatasetInfo(long, (long, f"{long} y", *map(str, range(58))))

@@ -66,5 +66,6 @@ def test_page_stays_small(tmp_path, monkeypatch):
     page = write_page(tmp_path, images)
     shown = len(page.images) // 2
     assert 1 <= shown < 20
-    assert f"The last {20 - shown} images are left out" in page.text
+    left_out = f"{20 - shown} images at the end are left out"
+    assert f"To keep the page small, {left_out}." in page.text
     assert "<dd>20</dd>" in page.source

@@ -68,8 +68,10 @@ function addSlider(viewer) {
     const box = stack.getBoundingClientRect();
     const texts = contexts.map((context, i) => {
       const { width, height } = context.canvas;
-      const x = Math.min(width - 1, Math.floor((event.clientX - box.left) / box.width * width));
-      const y = Math.min(height - 1, Math.floor((event.clientY - box.top) / box.height * height));
+      // As drawn by `object-fit: contain`.
+      const scale = Math.max(width / box.width, height / box.height);
+      const x = Math.min(width - 1, Math.floor((event.clientX - box.left) * scale));
+      const y = Math.min(height - 1, Math.floor((event.clientY - box.top) * scale));
       const color = context.getImageData(Math.max(0, x), Math.max(0, y), 1, 1).data;
       const name = names.get(`${color[0]},${color[1]},${color[2]}`) ?? "not scored";
       return `${captions[i + 1]}: ${name}`;
