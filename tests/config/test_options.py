@@ -108,7 +108,7 @@ ROWS = [
     *((TrainConfig, name, NOT_NEGATIVE, (-1, -3)) for name in NOT_NEGATIVES),
     *((TrainConfig, name, FRACTION, (-0.1, 1, 1.5)) for name in ("momentum",)),
     (TrainConfig, "quantize_delay_step", "at least -1", (-2, -100)),
-    (TrainConfig, "relaxed_border", "an integer, at least 0", (-1, -3)),
+    (TrainConfig, "relaxed_border", NOT_NEGATIVE, (-1, -3)),
     (
         *(TrainConfig, "teacher_scales", f"finite numbers, each {SCALE}"),
         ((0,), (1, -1), (17,)),
