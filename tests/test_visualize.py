@@ -278,10 +278,10 @@ def test_error_map_shows_wrong_predictions():
     truth = np.array([[0, 1, 0, 1], [9, 7, 9, 255]], np.uint8)
     prediction = np.array([[0, 0, 1, 1], [0, 1, 1, 0]], np.int32)
     errors = visualize.error_map(truth, prediction, TOYS)
-    right, unscored = (240, 243, 238), (200, 200, 200)
+    right, light, dark = (240, 243, 238), (200, 200, 200), (130, 130, 130)
     floor, ball = TOYS.colors
-    # 7 and 255 are not classes, and 9 is ignored.
-    expected = [[right, floor, ball, right], [unscored] * 4]
+    # 7 and 255 are not classes, and 9 is ignored; stripes are three pixels wide.
+    expected = [[right, floor, ball, right], [light, light, dark, dark]]
     np.testing.assert_array_equal(errors, expected)
     assert errors.dtype == np.uint8
 

@@ -11,6 +11,7 @@ from deeplab_tf.config.options import (
     NOT_NEGATIVE,
     OUTPUT,
     POSITIVE,
+    SCALES,
     START,
     Range,
     document_fields,
@@ -180,7 +181,7 @@ class TrainConfig:
     )
     teacher_weight: float = ours(0.5, NOT_NEGATIVE, "Weight of the teacher's loss.")
     teacher_scales: tuple[float, ...] = ours(
-        (0.75, 1.0, 1.5), NOT_NEGATIVE, "Scales at which the teacher sees a crop."
+        (0.75, 1.0, 1.5), SCALES, "Scales at which the teacher sees a crop."
     )
     batch_norm: str = ours(
         "auto",

@@ -92,6 +92,7 @@ NOT_NEGATIVES = (
     *("learning_rate_decay_step", "slow_start_step", "slow_start_learning_rate"),
     *("adam_learning_rate", "weight_decay", "last_layer_gradient_multiplier"),
     *("hard_example_mining_step", "save_interval_secs", "save_interval_steps"),
+    *("region_loss_weight", "teacher_weight"),
     *("focal_gamma", "eval_interval_steps", "early_stop_evals"),
 )
 SIDES = {
@@ -107,6 +108,11 @@ ROWS = [
     *((TrainConfig, name, NOT_NEGATIVE, (-1, -3)) for name in NOT_NEGATIVES),
     *((TrainConfig, name, FRACTION, (-0.1, 1, 1.5)) for name in ("momentum",)),
     (TrainConfig, "quantize_delay_step", "at least -1", (-2, -100)),
+    (TrainConfig, "relaxed_border", NOT_NEGATIVE, (-1, -3)),
+    (
+        *(TrainConfig, "teacher_scales", f"finite numbers, each {SCALE}"),
+        ((0,), (1, -1), (17,)),
+    ),
     (TrainConfig, "ema_decay", FRACTION, (-0.1, 1.0, 2)),
     (TrainConfig, "learning_rate_decay_factor", "above 0 and at most 1", (0, -1, 1.1)),
     (TrainConfig, "adam_epsilon", "above 0", (0, 0.0, -1e-8)),
@@ -128,7 +134,12 @@ ROWS = [
         *(DataConfig, "mean_pixel", "finite numbers, each at least 0 and at most 255"),
         ((127.5, -1, 127.5), (256, 0, 0)),
     ),
-    (DataConfig, "photometric_jitter", "at least 0 and at most 1", (-0.1, 1.5)),
+    *(
+        (DataConfig, name, "at least 0 and at most 1", (-0.1, 1.5))
+        for name in (
+            *("photometric_jitter", "uniform_class_crops", "copy_paste", "cutmix"),
+        )
+    ),
     (DataConfig, "seed", "at least 0", (-1,)),
     (
         EvalConfig,
