@@ -36,7 +36,10 @@ def _is_in_head(name: str) -> bool:
 
 
 def is_model_variable(name: str) -> bool:
-    """Returns whether an official name is that of a weight, not a slot or counter."""
+    """Returns whether a checkpoint's variable is a weight.
+
+    Others are an optimiser's slots, counters and the ranges of quantisation.
+    """
     return not (
         name in _BOOKKEEPING
         or name.endswith(_SLOTS)

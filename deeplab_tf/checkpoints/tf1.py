@@ -302,14 +302,17 @@ def find_checkpoint(path: str) -> str:
         try:
             return resolve(path)
         except UserError:
-            if not _is_being_replaced(path):
+            if not _has_data_files(path):
                 raise
         time.sleep(_PAUSE)
     return resolve(path)
 
 
-def _is_being_replaced(path: str) -> bool:
-    """Returns whether a checkpoint has data files but, for now, no index."""
+def _has_data_files(path: str) -> bool:
+    """Returns whether a checkpoint without a readable index has data files.
+
+    This is so for a moment while it is being replaced.
+    """
     folder, name = (path, "") if tf.io.gfile.isdir(path) else os.path.split(path)
     try:
         names = tf.io.gfile.listdir(folder or ".")

@@ -102,11 +102,17 @@ class ClassMasks:
 
 
 def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
-    """Returns the nonzero pixels of a mask of one class, bool `[height, width]`.
+    """Reads the nonzero pixels of a mask of one class, bool `[height, width]`.
+
+    Args:
+        path: File of the mask.
+        nearest: Whether to threshold masks with more than two values, at half of the
+            maximum value.
 
     Raises:
-        UserError: if it has more than two values, unless `nearest`, which thresholds
-            at half of the maximum value.
+        UnclearError: if the mask is in colour, partly transparent, or has a palette in
+            which not only index 0 is black; unless `nearest`, also if it is lossy or
+            has more than two values.
     """
     mask = mask_files.read_mask(path)
     if mask.palette is not None:

@@ -99,7 +99,10 @@ def _require_all_or_none(rows: Sequence[Row], field: str, noun: str) -> None:
 
 
 def _check_ids(rows: Sequence[Row]) -> None:
-    """Raises `UserError` for ids out of range, repeated, or of a void class."""
+    """Raises `UserError` for ids out of range or repeated, or a void class 255.
+
+    `rows` must be sorted by id.
+    """
     for before, row in zip([None, *rows], rows, strict=False):
         assert row.id is not None
         if not 0 <= row.id <= MAX_VALUE:

@@ -261,7 +261,7 @@ def convert(
         items = [item for shard in shards for item in shard.items]
         is_large = any(item.sample and item.sample.is_large for item in items)
         done = conversion.write_shards(shards, 1 if is_large else os.cpu_count() or 1)
-        done = conversion.drop_empty_shards(done)
+        done = conversion.renumber_shards(done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
         conversion.remove_unpublished(splits)
         raise

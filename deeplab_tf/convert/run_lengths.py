@@ -8,11 +8,13 @@ import numpy as np
 def decompress_counts(counts: str) -> list[int]:
     """Returns the run lengths in COCO's compressed text.
 
-    Each character minus "0" has five bits, lowest first; the sixth bit says that more
-    follow. From the fourth length on, each is stored minus the one two before it.
+    Each character minus "0" has five bits of a two's complement number, lowest first;
+    the sixth bit says that more follow. From the fourth length on, each is stored minus
+    the one two before it.
 
     Raises:
-        ValueError: for other characters, or a length of more than 60 bits.
+        ValueError: for other characters, a length of more than 13 characters, or an
+            unfinished one.
     """
     lengths, value, shift = [], 0, 0
     for character in counts:
@@ -27,6 +29,8 @@ def decompress_counts(counts: str) -> list[int]:
             value -= 1 << shift
         lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
         value, shift = 0, 0
+    if shift:
+        raise ValueError("its compressed runs end within a length")
     return lengths
 
 

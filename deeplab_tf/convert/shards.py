@@ -304,8 +304,8 @@ class Conversion:
         remove(p for p in paths if records.is_shard(p) and p.endswith(suffixes))
         outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)
 
-    def drop_empty_shards(self, done: Sequence[_Finished]) -> list[_Finished]:
-        """Returns the shards that have records, renumbered.
+    def renumber_shards(self, done: Sequence[_Finished]) -> list[_Finished]:
+        """Copies shards with records to consecutive names, and returns them.
 
         Raises:
             UserError: if a split has none, because all its images were skipped.
@@ -335,7 +335,10 @@ class Conversion:
         self.manifest.add(target, shard.members)
 
     def publish(self, shards: Sequence[PlannedShard], info: DatasetInfo) -> None:
-        """Publishes all shards, replacing the earlier ones of their splits."""
+        """Replaces the shards of these splits.
+
+        Also writes the info, the manifest and the list of skipped images.
+        """
         names: dict[str, list[str]] = {}
         for shard in shards:
             names.setdefault(shard.split, []).append(shard.name)

@@ -57,7 +57,10 @@ class Gallery:
         self._names: collections.Counter[str] = collections.Counter()
 
     def update(self, name: str, image, truth, prediction) -> None:
-        """Adds an image `[h, w, channels]`, 0..255, if it is one of those to keep."""
+        """Scores an image `[h, w, channels]`, 0..255, and keeps it if it is to be shown.
+
+        Does nothing if only first images are wanted, and all of them are kept.
+        """
         if not self._extremes and len(self.first) >= self._first:
             return
         self._names[name] += 1

@@ -84,6 +84,8 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
 def write_geotiffs(folder: str, paths: Mapping[str, str]) -> Iterator[Writer]:
     """Writes the labels of GeoTIFFs as georeferenced `<name>_label.tif`.
 
+    The writer ignores other images.
+
     Args:
         folder: Folder to write to.
         paths: Maps the name of each output to its GeoTIFF.

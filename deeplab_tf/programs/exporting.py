@@ -149,7 +149,7 @@ def _check_crop_size(
 def _check_quantization(
     values: absl_flags.FlagValues, model: keras.Model, path: str
 ) -> None:
-    """Raises UserError for flags that do not apply to a quantised or exact model."""
+    """Raises UserError if the flags of int8 do not suit the model or the format."""
     checkpoint = values.checkpoint_path
     has_records = flags.has_records(values.dataset, values.dataset_dir)
     if not is_quantized(model):

@@ -63,10 +63,10 @@ def _read_experiment(
 def _find_base_model(
     values: absl_flags.FlagValues, preset: Preset | None
 ) -> tuple[ModelConfig | None, str]:
-    """Returns the model that flags override, and its name for notes.
+    """Returns the model that flags override, and the weights that describe it, else "".
 
-    PyTorch weights need the conventions of their project and, without a preset,
-    describe the model as well. A resumed run does not read them again.
+    PyTorch weights set the conventions of a preset's model or, without a preset, the
+    entire model. A resumed run takes both from its log folder.
     """
     base, start = preset and preset.model, values.tf_initial_checkpoint
     if not start or not (is_handle(start) or is_torch_file(start)):

@@ -200,7 +200,7 @@ class Trainer:
             while True:
                 # Save first: evaluation is slow and may fail.
                 self._evaluate_if_due(reporter, validation)
-                if self._is_done(reporter):
+                if self._is_done(reporter.evaluations_since_best):
                     break
                 data = data or self.iterate(dataset)
                 metrics, save = self._advance(data, reporter, describe_samples)
@@ -350,10 +350,10 @@ class Trainer:
         info = info or generic_info(self._num_classes)
         return Reporter(self.config, info, self.worker.is_chief, validation)
 
-    def _is_done(self, reporter: Reporter) -> bool:
+    def _is_done(self, evaluations_since_best: int) -> bool:
         """Returns whether all steps are done or the score no longer improves."""
         limit = self.config.early_stop_evals
-        is_stuck = bool(limit) and reporter.evaluations_since_best >= limit
+        is_stuck = bool(limit) and evaluations_since_best >= limit
         return is_stuck or self.step >= self.config.training_number_of_steps
 
     def _start(self, reporter: Reporter) -> None:

@@ -149,6 +149,12 @@ def test_run_lengths_equal_pycocotools():
         )
 
 
+@pytest.mark.parametrize("text", ["1`", "12p", "ooo"])
+def test_runs_that_end_within_a_length_are_refused(text):
+    with pytest.raises(ValueError, match="end within a length"):
+        run_lengths.decompress_counts(text)
+
+
 def test_polygons_equal_pycocotools():
     masks = pytest.importorskip("pycocotools.mask")
     random = np.random.RandomState(0)
