@@ -57,7 +57,7 @@ class Gallery:
         self._names: collections.Counter[str] = collections.Counter()
 
     def update(self, name: str, image, truth, prediction) -> None:
-        """Scores an image `[h, w, channels]`, 0..255, and keeps it if it is to be shown.
+        """Scores an image `[h, w, channels]`, 0..255, and keeps it if shown later.
 
         Does nothing if only first images are wanted, and all of them are kept.
         """
