@@ -31,7 +31,7 @@ def config(tmp_path_factory):
     return DataConfig(str(folder), crop_size=(11, 13), batch_size=4)
 
 
-def read_batches(config, count=20, **options):
+def read_batches(config, count=12, **options):
     config = dataclasses.replace(config, **options)
     batches = load_dataset(config, "train", training=True).take(count)
     images, labels = zip(*batches.as_numpy_iterator(), strict=True)
@@ -47,8 +47,8 @@ def test_half_of_the_uniform_crops_contain_a_rare_class(config):
     assert has_rare(labels).mean() < 0.1
     images, labels = read_batches(config, uniform_class_crops=1.0)
     assert 0.3 < has_rare(labels).mean() < 0.7
-    again, _ = read_batches(config, uniform_class_crops=1.0)
-    np.testing.assert_array_equal(images, again)
+    again, _ = read_batches(config, 2, uniform_class_crops=1.0)
+    np.testing.assert_array_equal(images[: len(again)], again)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.75])

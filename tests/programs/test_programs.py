@@ -236,6 +236,7 @@ def test_evaluation_writes_metrics_json(pipeline, tiny_records):
         *("images", "miou", "pixel_accuracy", "frequency_weighted_iou"),
         *("iou_per_class", "accuracy_per_class", "f_score_per_class"),
         *("confusion_matrix", "class_names", "never_predicted", "protocol"),
+        "miou_per_image",
     }
     assert metrics["images"] == 2
     assert np.shape(metrics["confusion_matrix"]) == (21, 21)
