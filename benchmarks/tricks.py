@@ -7,12 +7,20 @@ r"""Measures what each trick of the training adds on CamVid, under one short pro
 Each row changes the base recipe in one way: 300 steps of 8 crops of 193x257, three
 seeds. Training uses the split `fit`, the drives 0016E5 and 0001TP of CamVid's training
 images; scores are on `val`, other frames of 0016E5, and on `drive`, the training images
-of the drive 0006R0, which the model never sees (docs/results.md makes these splits).
---rows=ema,jitter runs only these rows.
+of the drive 0006R0, which the model never sees. To make these splits:
 
-Results are kept and killed runs resume as in `benchmarks.short_runs`;
-<output_dir>/tricks.md compares all finished rows. On one CPU core, a run takes 5 to 12
-minutes.
+    mkdir fit fitannot drive driveannot
+    ln -rs camvid/train/00{01,16}* fit && ln -rs camvid/trainannot/00{01,16}* fitannot
+    ln -rs camvid/train/0006* drive && ln -rs camvid/trainannot/0006* driveannot
+    for split in fit drive; do
+      python -m datasets.folder --image_dir=$split --label_dir=${split}annot \
+        --classes=camvid.txt --ignore_label=11 --split=$split \
+        --output_dir=tfrecord/camvid
+    done
+
+--rows=ema,jitter runs only these rows. Results are kept and killed runs resume as in
+`benchmarks.short_runs`; <output_dir>/tricks.md compares all finished rows. On one CPU
+core, a run takes 5 to 12 minutes.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
