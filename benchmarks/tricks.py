@@ -44,6 +44,7 @@ from deeplab_tf.programs import run_program
 
 _REPORT = "tricks.md"
 BASE_ROW = "base"
+_UNSEEN = "drive"
 _SIGNIFICANT = 2.0  # standard errors
 _NOTE = (
     "mIoU in %: mean and standard deviation over seeds. A gain is the mean difference\n"
@@ -59,7 +60,7 @@ def _row(name: str, **changes) -> Row:
 _ROWS = (
     _row(BASE_ROW),
     _row("unweighted", train={"label_weights": ()}),
-    # AdamW at a third of the rate for the backbone.
+    # A third of the learning rate for the backbone.
     _row(
         "slow_backbone",
         train={"base_learning_rate": 0.0003, "last_layer_gradient_multiplier": 10 / 3},
@@ -87,7 +88,7 @@ SUITE = Suite(
     ),
     BASE_EVALUATION,
     train_split="fit",
-    eval_splits=("val", "drive"),
+    eval_splits=("val", _UNSEEN),
 )
 
 
@@ -96,7 +97,7 @@ def define_flags() -> absl_flags.FlagValues:
     return short_runs.define_flags(SUITE, "Seeds of every row.")
 
 
-def markdown(results: Mapping[str, Sequence[dict]]) -> str:
+def format_markdown(results: Mapping[str, Sequence[dict]]) -> str:
     """Returns the table of all rows that have runs."""
     rows = markdown_table(_COLUMNS, _table_rows(results))
     return "\n\n".join([rows, _NOTE, describe_origin(results)]) + "\n"
@@ -113,19 +114,20 @@ def _table_rows(results: Mapping[str, Sequence[dict]]) -> Iterator[list[str]]:
             cells.append(_mean_and_deviation(own))
             gain, error = compare(own, base[split]) if base else (math.nan, math.nan)
             is_base = name == BASE_ROW or not base
-            cells.append("" if is_base else f"{gain:+.2f} ± {error:.2f}")
+            noise = "" if math.isnan(error) else f" ± {error:.2f}"
+            cells.append("" if is_base else f"{gain:+.2f}{noise}")
             are_clear.append(abs(gain) > error)
-        splits = [s for s, c in zip(("val", "drive"), are_clear, strict=True) if c]
+        splits = [s for s, c in zip(("val", _UNSEEN), are_clear, strict=True) if c]
         minutes = np.mean([run["train_cpu_seconds"] for run in runs]) / 60
         yield [name, *cells, ", ".join(splits), f"{minutes:.1f}"]
 
 
 def _scores(runs: Sequence[dict]) -> dict[str, np.ndarray]:
     """Returns the mIoU in % of each seed by split."""
-    drive = [run["other_splits"]["drive"] for run in runs]
+    unseen = [run["other_splits"][_UNSEEN] for run in runs]
     return {
         split: 100 * np.array([run["miou"] for run in each])
-        for split, each in (("val", runs), ("drive", drive))
+        for split, each in (("val", runs), (_UNSEEN, unseen))
     }
 
 
@@ -145,7 +147,7 @@ def _mean_and_deviation(scores: np.ndarray) -> str:
 def main(values: absl_flags.FlagValues) -> None:
     """Runs missing rows, then compares all finished rows with the base."""
     results = short_runs.run_suite(SUITE, values, [_REPORT])
-    text = markdown(results)
+    text = format_markdown(results)
     outputs.write_text(text, os.path.join(values.output_dir, _REPORT))
     print(text, end="")
 
