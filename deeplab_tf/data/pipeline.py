@@ -63,7 +63,6 @@ class _Cropper:
         self._epoch = tf.constant(
             list_epoch_positions(source, config.bootstrap_classes)
         )
-
         is_uniform = config.uniform_class_crops > 0
         self._uniform = UniformClasses(source) if is_uniform else None
 

@@ -21,6 +21,7 @@ from deeplab_tf.evaluation.page import (
 )
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.serving import onnx_quantization
+from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.choices import HTML, HTML_PRECISIONS, find_runtime
 from deeplab_tf.serving.onnx_file import convert_to_onnx
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
@@ -61,7 +62,7 @@ def export_html(
             f"{path} needs a model for RGB images, 0..255; this one takes "
             f"{info.channels} channels, 0..{info.max_value}"
         )
-    script, wasm = map(_read, find_runtime(runtime, path))
+    script, wasm = map(read_file, find_runtime(runtime, path))
     needed_by = f"{path}: pages need"
     import_extra("onnx", "export", needed_by)
     converted = convert_to_onnx(model, False, needed_by)
@@ -80,11 +81,6 @@ def export_html(
     )
     with publish_artefact(path) as unfinished, open(unfinished, "w") as file:
         file.write(text)
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _pack(content: bytes) -> str:
