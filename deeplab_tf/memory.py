@@ -1,4 +1,4 @@
-"""Measures the memory of this machine and of this process, in bytes."""
+"""Measures the memory of this machine and of processes, in bytes."""
 
 import os
 import re
@@ -16,15 +16,18 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def resident_bytes() -> int:
-    """Returns the current memory of this process; 0 on systems other than Linux."""
-    return _read_proc_status("VmRSS") or 0
+def resident_bytes(process: int | str = "self") -> int:
+    """Returns the current memory of a process, given by its id.
+
+    It is 0 on systems other than Linux, and if the process has ended.
+    """
+    return _read_proc_status("VmRSS", process) or 0
 
 
-def _read_proc_status(name: str) -> int | None:
-    """Returns an entry of /proc/self/status in bytes; None if it is missing."""
+def _read_proc_status(name: str, process: int | str = "self") -> int | None:
+    """Returns an entry of /proc/PROCESS/status in bytes; None if it is missing."""
     try:
-        with open("/proc/self/status") as file:
+        with open(f"/proc/{process}/status") as file:
             found = re.search(rf"^{name}:\s+(\d+) kB$", file.read(), re.MULTILINE)
     except OSError:
         return None

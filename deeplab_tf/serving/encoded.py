@@ -70,36 +70,58 @@ def _read_headers(encoded):
     return is_jpeg, is_supported, sides
 
 
+def decode_checked(encoded, bounds: Bounds):
+    """Decodes one JPEG or PNG, after checking its header; uint8 `[height, width, 3]`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: if the image cannot be decoded or is not within
+            `bounds`.
+    """
+    is_jpeg, is_png, sides = _read_headers(encoded[None])
+    jpeg, image = _mask_others(encoded[None], is_jpeg, is_png)
+    return _decode_checked(jpeg[0], image[0], is_jpeg[0], sides[0], bounds)
+
+
+def _mask_others(encoded, is_jpeg, is_png):
+    """Returns the JPEGs, others replaced by a valid one, and the supported images."""
+    any_jpeg = tf.io.encode_jpeg(tf.zeros([1, 1, 3], tf.uint8))
+    jpegs = tf.where(is_jpeg, encoded, any_jpeg)
+    return jpegs, tf.where(is_jpeg | is_png, encoded, "")
+
+
+def _decode_checked(jpeg, image, is_jpeg, sides, bounds: Bounds):
+    """Decodes an image; fails if its size is not within the bounds.
+
+    It has no branches because datasets instantiate it at every call, which is slow with
+    branches.
+    """
+    size = tf.where(is_jpeg, tf.image.extract_jpeg_shape(jpeg)[:2], sides)
+    pixels = tf.reduce_prod(tf.cast(size, tf.float32))
+    length = tf.cast(tf.strings.length(image), tf.float32)
+    is_dense = length <= _BYTES_PER_PIXEL * pixels + _OTHER_BYTES
+    is_allowed = tf.debugging.Assert(bounds.is_allowed(size) & is_dense, ["refused"])
+    with tf.control_dependencies([is_allowed]):
+        return tf.raw_ops.DecodeImage(
+            contents=image, channels=3, expand_animations=False
+        )
+
+
 def find_decodable(encoded, bounds: Bounds):
     """Returns a mask of the encoded images that can be decoded, bool `[batch]`.
 
     `encoded` are strings `[batch]`; `bounds` limit their size before they are decoded.
     """
     is_jpeg, is_png, sides = _read_headers(encoded)
-    any_jpeg = tf.io.encode_jpeg(tf.zeros([1, 1, 3], tf.uint8))
-    jpegs = tf.where(is_jpeg, encoded, any_jpeg)
-    images = tf.where(is_jpeg | is_png, encoded, "")
+    jpegs, images = _mask_others(encoded, is_jpeg, is_png)
 
-    def check(index, jpeg, image, is_jpeg, sides):
+    def check(index, parts):
         """Returns the index of an image if it can be decoded; fails otherwise."""
-        size = tf.where(is_jpeg, tf.image.extract_jpeg_shape(jpeg)[:2], sides)
-        pixels = tf.reduce_prod(tf.cast(size, tf.float32))
-        length = tf.cast(tf.strings.length(image), tf.float32)
-        is_dense = length <= _BYTES_PER_PIXEL * pixels + _OTHER_BYTES
-        is_allowed = tf.debugging.Assert(
-            bounds.is_allowed(size) & is_dense, ["refused"]
-        )
-        with tf.control_dependencies([is_allowed]):
-            decoded = tf.raw_ops.DecodeImage(
-                contents=image, channels=3, expand_animations=False
-            )
         # The result must depend on the decoded image, or it is never decoded.
-        return tf.where(tf.size(decoded) > 0, index, 0)
+        return tf.where(tf.size(_decode_checked(*parts, bounds)) > 0, index, 0)
 
-    # Only a dataset can ignore an operation that fails in a graph. `check` has no
-    # branches because it is instantiated at every call, which is slow with branches.
+    # Only a dataset can ignore an operation that fails in a graph.
     dataset = tf.data.Dataset.from_tensor_slices((jpegs, images, is_jpeg, sides))
-    indices = dataset.enumerate().map(lambda index, parts: check(index, *parts))
+    indices = dataset.enumerate().map(check)
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.autotune.enabled = False

@@ -26,6 +26,7 @@ from deeplab_tf.serving.cpu_optimization import optimize_for_cpu
 from deeplab_tf.serving.encoded import Bounds
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import (
+    ENCODED,
     ENCODED_INPUT,
     INPUT,
     OUTPUT,
@@ -296,6 +297,9 @@ class SavedModelPredictor(GraphPredictor):
     signature or of one called `probabilities`. Pixels are rounded if the input is
     uint8.
 
+    Attributes:
+        encoded: The signature that labels encoded images, or None.
+
     Raises:
         UserError: if the SavedModel is damaged, or has other inputs or outputs.
     """
@@ -303,6 +307,7 @@ class SavedModelPredictor(GraphPredictor):
     def __init__(self, path: str):
         # Keeps the variables alive, which a signature does not.
         self._loaded = _load_saved_model(path)
+        self.encoded = self._loaded.signatures.get(ENCODED)
         serve = _find_labels_signature(self._loaded, path)
         score = _find_probabilities_signature(self._loaded)
         classes = score and score.structured_outputs[PROBABILITIES].shape[-1]

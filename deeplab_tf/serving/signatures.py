@@ -22,6 +22,7 @@ RAW_PROBABILITIES = "RawSemanticProbabilities"
 # TensorFlow Serving's REST API sends strings as base64 if their names end in `_bytes`.
 ENCODED_INPUT, ENCODED_OUTPUT = "image_bytes", "label_map_bytes"
 ERROR = "error"
+ENCODED = "encoded"
 SERVING = "serving_default"
 
 
@@ -264,5 +265,5 @@ def make_signatures(
         function = functools.partial(
             _make_encoded_outputs, labels, config.num_classes, bounds
         )
-        found["encoded"] = Signature(function, encoded)
+        found[ENCODED] = Signature(function, encoded)
     return found

@@ -1,0 +1,207 @@
+"""Starts the server of `examples/serving`, and sends it requests over HTTP and gRPC."""
+
+import base64
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.memory import resident_bytes
+
+_EXAMPLE = pathlib.Path(__file__).parents[1] / "examples/serving"
+# Seconds for the server to start, and for a client to get an answer.
+PATIENCE = 120
+# Seconds between two tries.
+PAUSE = 0.2
+# HTTP states and gRPC states of a server that is away.
+_AWAY = (502, 503, 504)
+_AWAY_GRPC = ("StatusCode.UNAVAILABLE", "StatusCode.INTERNAL")
+
+
+class LostError(Exception):
+    """A request got no answer; it may be repeated."""
+
+
+class RefusedError(Exception):
+    """The server refused a request."""
+
+
+class Server:
+    """The server of `examples/serving`, on free ports.
+
+    Args:
+        folder: An empty folder, as an absolute path, for its settings.
+        export_path: The export.
+        options: Options of `LabelService`.
+    """
+
+    def __init__(self, folder: pathlib.Path, export_path: str, **options: int):
+        self._folder = folder
+        ports = iter(_find_free_ports(5))
+        self._settings = json.loads((_EXAMPLE / "settings.json").read_text())
+        config = (_EXAMPLE / "nginx.conf").read_text()
+        for name in ("http_port", "grpc_port", "metrics_port"):
+            port = next(ports)
+            config = config.replace(f":{self._settings[name]};", f":{port};")
+            self._settings[name] = port
+        self.http_port, self.grpc_port = next(ports), next(ports)
+        config = config.replace("listen 9080", f"listen 127.0.0.1:{self.http_port}")
+        config = config.replace("listen 9081", f"listen 127.0.0.1:{self.grpc_port}")
+        model = json.loads((_EXAMPLE / "model-settings.json").read_text())
+        model["parameters"]["uri"] = os.path.abspath(export_path)
+        model["parameters"]["extra"] |= options
+        (folder / "deeplab").mkdir()
+        shutil.copy(_EXAMPLE / "runtime.py", folder / "deeplab")
+        (folder / "deeplab/model-settings.json").write_text(json.dumps(model))
+        (folder / "settings.json").write_text(json.dumps(self._settings))
+        (folder / "nginx.conf").write_text(config)
+        self.has_proxy = shutil.which("nginx") is not None
+        if not self.has_proxy:
+            self.http_port = self._settings["http_port"]
+            self.grpc_port = self._settings["grpc_port"]
+        self.starting_seconds: list[float] = []
+
+    def __enter__(self) -> "Server":
+        self._processes: list[subprocess.Popen] = []
+        if self.has_proxy:
+            config = str(self._folder / "nginx.conf")
+            command = ["nginx", "-p", str(self._folder), "-c", config]
+            # Workers of root's nginx are another user, who cannot write here.
+            user = "" if os.geteuid() else " user root;"
+            self._run(*command, "-g", f"daemon off;{user}")
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(PATIENCE)
+
+    def _run(self, *command: str) -> subprocess.Popen:
+        with open(self._folder / "server.log", "ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        self._processes.append(process)
+        return process
+
+    def start(self) -> None:
+        """Starts MLServer and waits until it is ready.
+
+        Raises:
+            UserError: if it does not start.
+        """
+        start = time.monotonic()
+        program = os.path.join(os.path.dirname(sys.executable), "mlserver")
+        server = self._server = self._run(program, "start", str(self._folder))
+        while not self.is_ready():
+            waited = time.monotonic() - start
+            if server.poll() is not None or waited > PATIENCE:
+                log = (self._folder / "server.log").read_text(errors="replace")
+                raise UserError(f"the server does not start:\n{log[-2000:]}")
+            time.sleep(PAUSE)
+        self.starting_seconds.append(time.monotonic() - start)
+
+    def is_ready(self) -> bool:
+        """Returns whether the server answers that it is ready."""
+        try:
+            url = f"http://127.0.0.1:{self.http_port}/v2/health/ready"
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """Kills MLServer."""
+        self._server.send_signal(signal.SIGKILL)
+        self._server.wait()
+
+    def resident(self) -> int:
+        """Returns the memory of MLServer in bytes."""
+        return resident_bytes(self._server.pid)
+
+
+def _find_free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def make_request(data: Any, **changes: Any) -> dict:
+    """Returns the body of a request with base64 images; `changes` are of its input."""
+    given = {"name": "image_bytes", "shape": [len(data)], "datatype": "BYTES"}
+    return {"inputs": [given | {"data": data} | changes]}
+
+
+class Client:
+    """Sends requests of the KServe V2 protocol; each thread has its own."""
+
+    def __init__(self, server: Server):
+        import tritonclient.grpc
+
+        self._server, self._grpc = server, tritonclient.grpc
+        self._channel = self._grpc.InferenceServerClient(
+            f"127.0.0.1:{server.grpc_port}"
+        )
+
+    def post(self, body: bytes) -> dict:
+        """Sends a body to the model over HTTP and returns the answer.
+
+        Raises:
+            LostError: if there is no answer.
+            RefusedError: if the server refuses the request.
+        """
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._server.http_port}/v2/models/deeplab/infer",
+            body,
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            kind = LostError if error.code in _AWAY else RefusedError
+            raise kind(f"{error.code} {error.read()[:200]!r}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise LostError(str(error)) from error
+
+    def label_over_http(self, files: Sequence[bytes]) -> list[tuple[bytes, str]]:
+        """Returns the label map and the error of each encoded image."""
+        data = [base64.b64encode(one).decode() for one in files]
+        answer = self.post(json.dumps(make_request(data)).encode())
+        maps, errors = (one["data"] for one in answer["outputs"])
+        return list(zip(map(base64.b64decode, maps), errors, strict=True))
+
+    def infer(self, name: str, datatype: str, values: np.ndarray, output: str) -> Any:
+        """Sends a tensor over gRPC and returns an output; see `post` for errors."""
+        given = self._grpc.InferInput(name, list(values.shape), datatype)
+        given.set_data_from_numpy(values)
+        try:
+            answer = self._channel.infer(
+                "deeplab", [given], client_timeout=float(PATIENCE)
+            )
+        except self._grpc.InferenceServerException as error:
+            is_away = error.status() in _AWAY_GRPC
+            raise (LostError if is_away else RefusedError)(str(error)) from error
+        return answer.as_numpy(output)
+
+    def hang_up(self, files: Sequence[bytes]) -> None:
+        """Closes the connection after half of a request."""
+        with socket.create_connection(("127.0.0.1", self._server.http_port)) as one:
+            head = "POST /v2/models/deeplab/infer HTTP/1.1\r\nHost: localhost\r\n"
+            length = 2 * len(files[0])
+            one.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + files[0])
