@@ -1,6 +1,7 @@
 """Starts the server of `examples/serving`, and sends it requests over HTTP and gRPC."""
 
 import base64
+import functools
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,21 @@ class Server:
     Args:
         folder: An empty folder, as an absolute path, for its settings.
         export_path: The export.
+        programs: Folder of the program `mlserver`; by default that of this Python.
         options: Options of `LabelService`.
     """
 
-    def __init__(self, folder: pathlib.Path, export_path: str, **options: int):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        export_path: str,
+        programs: str | None = None,
+        **options: int,
+    ):
         self._folder = folder
+        self._program = os.path.join(
+            programs or os.path.dirname(sys.executable), "mlserver"
+        )
         ports = iter(_find_free_ports(5))
         self._settings = json.loads((_EXAMPLE / "settings.json").read_text())
         config = (_EXAMPLE / "nginx.conf").read_text()
@@ -104,8 +115,7 @@ class Server:
             UserError: if it does not start.
         """
         start = time.monotonic()
-        program = os.path.join(os.path.dirname(sys.executable), "mlserver")
-        server = self._server = self._run(program, "start", str(self._folder))
+        server = self._server = self._run(self._program, "start", str(self._folder))
         while not self.is_ready():
             waited = time.monotonic() - start
             if server.poll() is not None or waited > PATIENCE:
@@ -151,14 +161,16 @@ class Client:
     """Sends requests of the KServe V2 protocol; each thread has its own."""
 
     def __init__(self, server: Server):
+        self._server = server
+
+    @functools.cached_property
+    def _channel(self) -> Any:
         import tritonclient.grpc
 
-        self._server, self._grpc = server, tritonclient.grpc
-        self._channel = self._grpc.InferenceServerClient(
-            f"127.0.0.1:{server.grpc_port}"
-        )
+        url = f"127.0.0.1:{self._server.grpc_port}"
+        return tritonclient.grpc.InferenceServerClient(url)
 
-    def post(self, body: bytes) -> dict:
+    def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> dict:
         """Sends a body to the model over HTTP and returns the answer.
 
         Raises:
@@ -168,7 +180,7 @@ class Client:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._server.http_port}/v2/models/deeplab/infer",
             body,
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", **(headers or {})},
         )
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
@@ -188,13 +200,15 @@ class Client:
 
     def infer(self, name: str, datatype: str, values: np.ndarray, output: str) -> Any:
         """Sends a tensor over gRPC and returns an output; see `post` for errors."""
-        given = self._grpc.InferInput(name, list(values.shape), datatype)
+        from tritonclient import grpc
+
+        given = grpc.InferInput(name, list(values.shape), datatype)
         given.set_data_from_numpy(values)
         try:
             answer = self._channel.infer(
                 "deeplab", [given], client_timeout=float(PATIENCE)
             )
-        except self._grpc.InferenceServerException as error:
+        except grpc.InferenceServerException as error:
             is_away = error.status() in _AWAY_GRPC
             raise (LostError if is_away else RefusedError)(str(error)) from error
         return answer.as_numpy(output)

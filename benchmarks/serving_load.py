@@ -54,6 +54,8 @@ from deeplab_tf.programs import run_program
 from deeplab_tf.serving.formats import load_artefact
 
 _DIFFERENT_IMAGES = 48
+# Encoded images in one request; nginx accepts bodies of 16 MB, with base64.
+_MAX_BYTES = 11 << 20
 _QUANTILES = {"median ms": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
 
 
@@ -192,11 +194,12 @@ class Result(NamedTuple):
 
 def plan_requests(count: int, photos: Sequence[Photo], has_proxy: bool) -> list[tuple]:
     """Returns kind, function and photos of each request."""
-    draw = random.Random(1)
+    draw, largest = random.Random(1), max(len(one.jpeg) for one in photos)
     invalid = itertools.cycle(_INVALID + (_HUGE,) * has_proxy)
     plan: list[tuple] = []
     for index in range(count):
-        chosen = draw.choices(photos, k=draw.choice((1, 1, 1, 2, 3)))
+        count_in_one = min(draw.choice((1, 1, 1, 2, 3)), max(1, _MAX_BYTES // largest))
+        chosen = draw.choices(photos, k=count_in_one)
         if index % 12 == 7:
             plan.append(("invalid", next(invalid), chosen))
         else:

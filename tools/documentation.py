@@ -3,7 +3,8 @@
     python tools/documentation.py
 
 It writes docs/flags.md (on the site, with a table for each program), docs/zoo.md, the
-tables of docs/results.md and docs/performance.md (from benchmarks/results) and the line
+tables of docs/results.md, docs/performance.md and docs/serving.md (from
+benchmarks/results), the files of examples/serving in docs/serving.md and the line
 numbers of links in docs/architecture.md, such as
 [`aspp`](../deeplab_tf/models/aspp.py#L30). A link leads to the definition, or to the
 only line with its text. tests/test_documentation.py fails when pages are outdated.
@@ -69,6 +70,7 @@ _SHOWN = {
     "scaling": (1, 2, 3, -1),
 }
 _RESULT = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FILE = re.compile(r"(<!-- file (\S+) as (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
 
@@ -170,6 +172,17 @@ def fill_results(page: str) -> str:
     )
 
 
+def fill_files(page: str) -> str:
+    """Fills each `<!-- file PATH as NAME -->` block with a command that writes it."""
+
+    def format_block(mark: re.Match) -> str:
+        text = (ROOT / mark[2]).read_text()
+        command = f"```sh\ncat > {mark[3]} <<'END'\n{text}END\n```"
+        return f"{mark[1]}\n{command}\n\n{mark[4]}"
+
+    return _FILE.sub(format_block, page)
+
+
 def _select_parts(program: str) -> str:
     """Returns those paragraphs of a result that the page shows."""
     parts = _read_result(program).rstrip().split("\n\n")
@@ -246,12 +259,13 @@ def _find_line(text: str, path: str) -> int:
 def generate_pages() -> dict[pathlib.Path, str]:
     """Returns the generated text of each page."""
     architecture = ROOT / "docs/architecture.md"
-    measured = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
+    names = ("results", "performance", "serving")
+    measured = [ROOT / f"docs/{name}.md" for name in names]
     return {
         ROOT / "docs/flags.md": format_flags_page(),
         ROOT / zoo_page.PAGE: zoo_page.format_page(ROOT),
         architecture: update_line_numbers(architecture.read_text()),
-        **{page: fill_results(page.read_text()) for page in measured},
+        **{page: fill_files(fill_results(page.read_text())) for page in measured},
     }
 
 
