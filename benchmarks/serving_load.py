@@ -240,22 +240,23 @@ def measure_load(
     local = threading.local()
     results: list[Result] = []
 
-    def restart_at(counts: Sequence[int]) -> None:
-        for count in counts:
-            while len(results) < count:
-                time.sleep(PAUSE / 10)
-            server.kill()
-            server.start()
-
     def send_and_keep(request: tuple) -> None:
         results.append(send(server, local, request))
 
-    counts = [len(requests) * i // (restarts + 1) for i in range(1, restarts + 1)]
-    with concurrent.futures.ThreadPoolExecutor(clients + 1) as pool:
-        restarting = pool.submit(restart_at, counts)
-        for one in [pool.submit(send_and_keep, request) for request in requests]:
-            one.result()
-        restarting.result()
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        try:
+            futures = [pool.submit(send_and_keep, request) for request in requests]
+            for part in range(1, restarts + 2):
+                while len(results) < len(requests) * part // (restarts + 1):
+                    first = concurrent.futures.FIRST_EXCEPTION
+                    done, _ = concurrent.futures.wait(futures, PAUSE, first)
+                    for one in done:
+                        one.result()
+                if part <= restarts:
+                    server.kill()
+                    server.start()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return results
 
 
@@ -316,15 +317,19 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(
                 f'{module} is missing; run pip install mlserver "tritonclient[grpc]"'
             )
-    rows = {path: measure_export(values, path) for path in values.export_paths}
+    rows = {
+        _name_export(path): measure_export(values, path) for path in values.export_paths
+    }
     columns = ["export", *next(iter(rows.values()))]
-    cells = [
-        [os.path.basename(path), *map(_format, rows[path].values())] for path in rows
-    ]
+    cells = [[name, *map(_format, row.values())] for name, row in rows.items()]
     text = measuring.markdown_table(columns, cells)
     title = f"{values.requests} requests, {values.clients} at a time"
     result = {"packages": ["mlserver", "openvino"], "rows": rows}
     measuring.report(values, title, result, text)
+
+
+def _name_export(path: str) -> str:
+    return "SavedModel" if os.path.isdir(path) else os.path.basename(path)
 
 
 def _format(value: float) -> str:

@@ -14,6 +14,8 @@ from deeplab_tf.errors import UserError
 class Artefact(abc.ABC):
     """An exported model that labels images, whatever its format.
 
+    Several threads may call it at the same time.
+
     Attributes:
         channels: Number of image channels; None accepts any.
         info: Class names and colours stored in the artefact, if any.

@@ -5,6 +5,7 @@ The file `NAME.xml` is the graph; the weights are next to it, in `NAME.bin`.
 
 import contextlib
 import io
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -150,6 +151,7 @@ class OpenVinoPredictor(Artefact):
             self._compiled = core.compile_model(
                 graph, "CPU", {"INFERENCE_PRECISION_HINT": hint}
             )
+        self._threads = threading.local()
         scores = outputs.get(PROBABILITIES)
         protocol = {"artefact": "OpenVINO"}
         super().__init__(
@@ -164,7 +166,10 @@ class OpenVinoPredictor(Artefact):
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
         """Returns one of the outputs for uint8 images or images to be rounded."""
         with _translate_errors(self._path):
-            results = self._compiled({INPUT: round_to_uint8(images)})
+            # A request is busy while a thread runs it.
+            if not hasattr(self._threads, "request"):
+                self._threads.request = self._compiled.create_infer_request()
+            results = self._threads.request.infer({INPUT: round_to_uint8(images)})
         # A copy, because OpenVINO reuses the memory of its outputs.
         return np.array(results[output])
 

@@ -1,6 +1,7 @@
 """Loads TFLite files, whose input has a fixed size."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -51,7 +52,7 @@ class TFLitePredictor(Artefact):
     def __init__(self, path: str):
         needed_by = f"{path}: TFLite files need"
         engine = import_extra("ai_edge_litert.interpreter", "export", needed_by)
-        content = read_file(path)
+        content, self._lock = read_file(path), threading.Lock()
         self._interpreter = _load_interpreter(engine.Interpreter, content, path)
         self._input = _find_input(self._interpreter, path)
         self._takes_pixels = _is_image_tensor(self._interpreter, self._input)
@@ -83,9 +84,11 @@ class TFLitePredictor(Artefact):
         The image has values 0..255 and is at most as large as the input.
         """
         padded = pad_to_size(np.asarray(image)[0], self._size, self._mean_pixel)
-        self._interpreter.set_tensor(self._input["index"], self._encode(padded))
-        self._interpreter.invoke()
-        output = self._interpreter.get_tensor(self._output["index"])
+        pixels = self._encode(padded)
+        with self._lock:  # an interpreter has one copy of its tensors
+            self._interpreter.set_tensor(self._input["index"], pixels)
+            self._interpreter.invoke()
+            output = self._interpreter.get_tensor(self._output["index"])
         scale, zero_point = self._output["quantization"]
         if np.issubdtype(output.dtype, np.integer) and scale:
             output = np.float32(scale) * (output.astype(np.float32) - zero_point)

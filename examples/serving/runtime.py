@@ -23,7 +23,9 @@ class DeepLab(MLModel):
             )
         path = await get_model_uri(self.settings)
         options = self.settings.parameters.extra or {}
-        self.service = await asyncio.to_thread(LabelService, path, **options)
+        # Not in a thread: while a model loads, MLServer would refuse requests with the
+        # status 400, and clients would not repeat them.
+        self.service = LabelService(path, **options)
         self.inputs = [describe(one) for one in self.service.inputs]
         self.outputs = [describe(one) for one in self.service.outputs]
         return True

@@ -40,8 +40,9 @@ def test_ports_and_names_of_the_example_agree():
     nginx = (EXAMPLE / "nginx.conf").read_text()
     assert f"proxy_pass http://127.0.0.1:{settings['http_port']};" in nginx
     assert f"grpc_pass grpc://127.0.0.1:{settings['grpc_port']};" in nginx
-    assert settings["grpc_max_message_length"] == 16 << 20
-    assert "client_max_body_size 16m;" in nginx
+    # Labels have four bytes per pixel.
+    model = json.loads((EXAMPLE / "model-settings.json").read_text())["parameters"]
+    assert settings["grpc_max_message_length"] > 5 * model["extra"]["max_pixels"]
     deployment, service = yaml.safe_load_all((EXAMPLE / "deployment.yaml").read_text())
     pod = deployment["spec"]["template"]
     server, proxy = pod["spec"]["containers"]
@@ -72,8 +73,8 @@ def test_memory_limit_exceeds_what_was_measured():
     extra = json.loads((EXAMPLE / "model-settings.json").read_text())["parameters"]
     assert measured["settings"]["smallest"] ** 2 == extra["extra"]["max_pixels"]
     assert measured["settings"]["threads"] == extra["extra"]["threads"]
-    for row in measured["rows"].values():
-        assert 1.1 * row["highest"] <= limit <= 1.5 * row["highest"]
+    highest = max(row["highest"] for row in measured["rows"].values())
+    assert 1.1 * highest <= limit <= 1.5 * highest
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def environment(tmp_path_factory):
     wheel = wheels.build_wheel(wheels.build_sdist(folder), folder)
     subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
     [command] = [x for x in find_blocks("sh", [PAGE]) if x.startswith("pip install")]
-    packages = [str(wheel), "openvino", "kubernetes-validate"]
+    packages = [f"{wheel}[export]", "kubernetes-validate"]
     pip = [folder / "environment/bin/python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, *packages, *_words(command)[2:]], check=True)
     return folder / "environment"
