@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -103,8 +104,11 @@ class Server:
             process.wait(PATIENCE)
 
     def _run(self, *command: str) -> subprocess.Popen:
+        image = (_EXAMPLE / "Dockerfile").read_text()
+        variables = dict(re.findall(r"^ENV (\w+)=(\S+)$", image, re.MULTILINE))
+        options = {"env": {**os.environ, **variables}}
         with open(self._folder / "server.log", "ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = subprocess.Popen(command, stdout=log, stderr=log, **options)
         self._processes.append(process)
         return process
 

@@ -9,10 +9,11 @@ several in one request, encoded and as pixels; every twelfth request is invalid.
 images are noise, which is the slowest to decode.
 
 Valid requests must be answered with the labels of the export in this process, and
-invalid ones must be refused. The memory is that of the server in the second and in the
-last quarter of the requests. With `--restarts`, the requests are then sent once more,
-and meanwhile the server is killed and started again; clients repeat requests without
-an answer.
+invalid ones must be refused. The memory is that of the server in the first and in the
+last quarter of the requests, after a warm-up: each thread of TensorFlow keeps its last
+1,024 convolutions of different sizes. With `--restarts`, the requests are then sent
+once more, and meanwhile the server is killed and started again; clients repeat
+requests without an answer.
 
 Needs `pip install mlserver "tritonclient[grpc]"` in the environment.
 """
@@ -63,7 +64,8 @@ def define_flags() -> flags.FlagValues:
     """Returns the flags of the program."""
     return measuring.make_flags(
         export_paths=(["served/deeplab/1"], "SavedModels or files to serve."),
-        requests=(3000, "Total requests; memory settles after some hundreds.", 4),
+        warmup=(3000, "Requests before those that are measured."),
+        requests=(3000, "Requests that are measured.", 4),
         clients=(8, "Concurrent requests.", 1),
         restarts=(0, "Times to kill the server and to start it again."),
         smallest=(65, "Shortest side of an image.", 1),
@@ -278,7 +280,7 @@ def summarize(results: Sequence[Result], seconds: float) -> dict[str, float]:
             name: float(np.quantile(latencies, share))
             for name, share in _QUANTILES.items()
         },
-        "2nd quarter": float(np.median(quarters[1])),
+        "first quarter": float(np.median(quarters[0])),
         "last quarter": float(np.median(quarters[3])),
         "highest": max(one.resident for one in results) / (1 << 20),
     }
@@ -293,7 +295,11 @@ def measure_export(values: flags.FlagValues, path: str) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         Server(pathlib.Path(folder), path, **options) as server,
     ):
-        requests = plan_requests(values.requests, photos, server.has_proxy)
+        warmup, requests = (
+            plan_requests(count, photos, server.has_proxy)
+            for count in (values.warmup, values.requests)
+        )
+        check_answers(measure_load(server, warmup, values.clients, 0))
         start = time.perf_counter()
         results = measure_load(server, requests, values.clients, 0)
         found = summarize(results, time.perf_counter() - start)

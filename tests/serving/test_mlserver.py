@@ -135,11 +135,11 @@ def run_shell(script, folder, variables, timeout=600):
 @pytest.mark.slow
 def test_documented_path_labels_a_photo(served, variables, voc_checkpoint):
     blocks = find_blocks("sh", [PAGE])
-    [start] = [x for x in blocks if x.startswith("mlserver start")]
+    [start] = [x for x in blocks if "mlserver start" in x]
     requests = [x for x in blocks if x.startswith("python - photo.jpg")]
     assert len(requests) == 2
     with open(served / "log", "wb") as log:
-        command = ["bash", "-ec", f"exec {start}"]
+        command = ["bash", "-ec", f"exec env {start}"]
         options = {"cwd": served, "env": variables, "stdout": log, "stderr": log}
         server = subprocess.Popen(command, **options)
         try:
@@ -173,7 +173,7 @@ def test_load_restarts_and_hostile_requests(served, variables):
     checkout = {**variables, "PYTHONPATH": str(ROOT)}
     print(run_shell(command, served, checkout, timeout=3600))
     for row in json.loads((served / "load").read_text())["rows"].values():
-        assert row["last quarter"] <= 1.01 * row["2nd quarter"]
+        assert row["last quarter"] <= 1.01 * row["first quarter"]
         assert row["repeated"] >= 5
 
 
@@ -213,12 +213,12 @@ def test_hostile_images_do_not_affect_other_clients(
 
 @pytest.mark.slow
 def test_manifests_are_valid(variables):
-    for name in ("deployment.yaml",):
-        run_shell(f"kubernetes-validate --strict {EXAMPLE / name}", ROOT, variables)
+    command = f"kubernetes-validate --strict {EXAMPLE / 'deployment.yaml'}"
+    run_shell(command, ROOT, variables)
 
 
 @pytest.mark.slow
-def test_commands_of_the_image_run(variables, served):
+def test_image_has_what_the_page_installs_and_starts(served):
     lines = (EXAMPLE / "Dockerfile").read_text().splitlines()
     [install] = [x.removeprefix("RUN ") for x in lines if x.startswith("RUN ")]
     assert install == "pip install --no-cache-dir /tmp/*.whl mlserver"
@@ -226,4 +226,6 @@ def test_commands_of_the_image_run(variables, served):
     assert (served / "served" / copied).is_dir()
     assert (served / "served/settings.json").exists()
     command = json.loads(lines[-1].removeprefix("CMD "))
-    assert command[:2] == ["mlserver", "start"]
+    assert command == ["mlserver", "start", "/models"]
+    variables = [x.removeprefix("ENV ") for x in lines if x.startswith("ENV ")]
+    assert f"{' '.join(variables)} mlserver start served\n" in PAGE.read_text()
