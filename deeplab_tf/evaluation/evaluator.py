@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,18 +11,15 @@ import tensorflow as tf
 
 from deeplab_tf.arguments import Elements, check_arguments
 from deeplab_tf.config import EvalConfig
-from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import count_batches, iterate_batches, translate_data_errors
 from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.mean_iou import count_confusions
-from deeplab_tf.files.outputs import write_text
 from deeplab_tf.inference import Predictor, compile_graph
 from deeplab_tf.progress import ProgressBar
 from deeplab_tf.windows import translate_limit_errors
 
-METRICS_FILE = "metrics.json"
 _MIB = 1 << 20
 _BATCHES = Elements("batches of images and labels, such as those of load_dataset")
 
@@ -368,38 +363,3 @@ def evaluate(
 def _is_larger(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool:
     height, width = crop_size or size
     return size[0] > height or size[1] > width
-
-
-def format_class_table(metrics: dict, info: DatasetInfo) -> str:
-    """Formats the scores of each class as a text table."""
-    pixels = np.sum(metrics["confusion_matrix"], 1)
-    columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]
-    width = max(map(len, ("class", *info.class_names)))
-    lines = [f"{'class':<{width}}  {'IoU':>7}  accuracy  F-score  {'pixels':>12}"]
-
-    def add(name: str, scores: Iterable[float | None], count: int) -> None:
-        iou, accuracy, f_score = (
-            "-" if score is None else f"{score:.4f}" for score in scores
-        )
-        iou = "absent" if iou == "-" else iou
-        lines.append(
-            f"{name:<{width}}  {iou:>7}  {accuracy:>8}  {f_score:>7}  {count:>12,}"
-        )
-
-    for name, *scores, count in zip(info.class_names, *columns, pixels, strict=True):
-        add(name, scores, count)
-    means = [np.mean([x for x in column if x is not None]) for column in columns]
-    add("mean", (metrics["miou"], *means[1:]), pixels.sum())
-    lines.append(
-        f"pixel accuracy {metrics['pixel_accuracy']:.4f}, "
-        f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.4f}, "
-        + pluralize(metrics["images"], "image(s)")
-    )
-    return "\n".join(lines)
-
-
-def write_metrics(metrics: dict, folder: str) -> str:
-    """Atomically writes `metrics.json` to a folder and returns its path."""
-    path = os.path.join(folder, METRICS_FILE)
-    write_text(json.dumps(metrics, indent=2) + "\n", path)
-    return path

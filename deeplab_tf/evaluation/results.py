@@ -1,21 +1,25 @@
 """Evaluates a model on a split and writes metrics.json and report.html."""
 
 import dataclasses
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.config import DataConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.comparison import IMAGE_SCORES
-from deeplab_tf.evaluation.evaluator import METRICS_FILE, Evaluator, write_metrics
+from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
 from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, explain_metrics
+from deeplab_tf.files.outputs import write_text
 
-REPORT_FILE = "report.html"
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 _EXTREMES = 12  # worst and best images in the report
 
 
@@ -104,3 +108,38 @@ def write_results(
         images = gallery.worst, gallery.best
         write_report(paths[1], metrics, info, *images, command, compared)
     return paths
+
+
+def format_class_table(metrics: dict, info: DatasetInfo) -> str:
+    """Formats the scores of each class as a text table."""
+    pixels = np.sum(metrics["confusion_matrix"], 1)
+    columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]
+    width = max(map(len, ("class", *info.class_names)))
+    lines = [f"{'class':<{width}}  {'IoU':>7}  accuracy  F-score  {'pixels':>12}"]
+
+    def add(name: str, scores: Iterable[float | None], count: int) -> None:
+        iou, accuracy, f_score = (
+            "-" if score is None else f"{score:.4f}" for score in scores
+        )
+        iou = "absent" if iou == "-" else iou
+        lines.append(
+            f"{name:<{width}}  {iou:>7}  {accuracy:>8}  {f_score:>7}  {count:>12,}"
+        )
+
+    for name, *scores, count in zip(info.class_names, *columns, pixels, strict=True):
+        add(name, scores, count)
+    means = [np.mean([x for x in column if x is not None]) for column in columns]
+    add("mean", (metrics["miou"], *means[1:]), pixels.sum())
+    lines.append(
+        f"pixel accuracy {metrics['pixel_accuracy']:.4f}, "
+        f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.4f}, "
+        + pluralize(metrics["images"], "image(s)")
+    )
+    return "\n".join(lines)
+
+
+def write_metrics(metrics: dict, folder: str) -> str:
+    """Atomically writes `metrics.json` to a folder and returns its path."""
+    path = os.path.join(folder, METRICS_FILE)
+    write_text(json.dumps(metrics, indent=2) + "\n", path)
+    return path

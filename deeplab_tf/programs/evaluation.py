@@ -13,11 +13,12 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.comparison import read_metrics
-from deeplab_tf.evaluation.evaluator import Evaluator, format_class_table
+from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.measures import describe_measures, make_measures
 from deeplab_tf.evaluation.results import (
     Split,
+    format_class_table,
     list_result_files,
     make_gallery,
     score_split,

@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from deeplab_tf.config import EvalConfig, TrainConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.evaluation.evaluator import Evaluator, write_metrics
+from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.evaluation.results import write_metrics
 from deeplab_tf.files.locks import verify_training_lock
 from deeplab_tf.progress import ProgressBar
 from deeplab_tf.training import resume

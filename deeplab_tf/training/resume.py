@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from deeplab_tf.config import EXPERIMENT_FILE, MODEL_FLAGS, Experiment, ModelConfig
 from deeplab_tf.errors import UserError
-from deeplab_tf.evaluation.evaluator import METRICS_FILE
+from deeplab_tf.evaluation.results import METRICS_FILE
 from deeplab_tf.files import outputs, text_files
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.training import checkpoint_files

@@ -17,8 +17,9 @@ from deeplab_tf.config import EvalConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.calibration import Calibration
-from deeplab_tf.evaluation.evaluator import Evaluator, evaluate, format_class_table
+from deeplab_tf.evaluation.evaluator import Evaluator, evaluate
 from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.evaluation.results import format_class_table
 
 INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
 
