@@ -25,16 +25,15 @@ from deeplab_tf.memory import resident_bytes
 
 _EXAMPLE = pathlib.Path(__file__).parents[1] / "examples/serving"
 # Seconds for the server to start, and for a client to get an answer.
-PATIENCE = 120
+TIMEOUT = 120
 # Seconds between two tries.
-PAUSE = 0.2
-# HTTP states and gRPC states of a server that is away.
-_AWAY = (502, 503, 504)
-_AWAY_GRPC = ("StatusCode.UNAVAILABLE", "StatusCode.INTERNAL")
+RETRY_INTERVAL = 0.2
+# HTTP statuses of an unavailable server.
+_UNAVAILABLE = (502, 503, 504)
 
 
-class LostError(Exception):
-    """A request got no answer; it may be repeated."""
+class NoResponseError(Exception):
+    """A request got no response; it may be repeated."""
 
 
 class RefusedError(Exception):
@@ -85,6 +84,7 @@ class Server:
             self.http_port = self._settings["http_port"]
             self.grpc_port = self._settings["grpc_port"]
         self.starting_seconds: list[float] = []
+        self.kills = 0
 
     def __enter__(self) -> "Server":
         self._processes: list[subprocess.Popen] = []
@@ -94,14 +94,18 @@ class Server:
             # Workers of root's nginx are another user, who cannot write here.
             user = "" if os.geteuid() else " user root;"
             self._run(*command, "-g", f"daemon off;{user}")
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.terminate()
         for process in self._processes:
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
 
     def _run(self, *command: str) -> subprocess.Popen:
         image = (_EXAMPLE / "Dockerfile").read_text()
@@ -122,23 +126,24 @@ class Server:
         server = self._server = self._run(self._program, "start", str(self._folder))
         while not self.is_ready():
             waited = time.monotonic() - start
-            if server.poll() is not None or waited > PATIENCE:
+            if server.poll() is not None or waited > TIMEOUT:
                 log = (self._folder / "server.log").read_text(errors="replace")
                 raise UserError(f"the server does not start:\n{log[-2000:]}")
-            time.sleep(PAUSE)
+            time.sleep(RETRY_INTERVAL)
         self.starting_seconds.append(time.monotonic() - start)
 
     def is_ready(self) -> bool:
         """Returns whether the server answers that it is ready."""
         try:
             url = f"http://127.0.0.1:{self.http_port}/v2/health/ready"
-            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
                 return answer.status == 200
         except OSError:
             return False
 
     def kill(self) -> None:
         """Kills MLServer."""
+        self.kills += 1
         self._server.send_signal(signal.SIGKILL)
         self._server.wait()
 
@@ -156,7 +161,10 @@ def _find_free_ports(count: int) -> list[int]:
 
 
 def make_request(data: Any, **changes: Any) -> dict:
-    """Returns the body of a request with base64 images; `changes` are of its input."""
+    """Returns the body of a request with base64 images.
+
+    `changes` override fields of its input.
+    """
     given = {"name": "image_bytes", "shape": [len(data)], "datatype": "BYTES"}
     return {"inputs": [given | {"data": data} | changes]}
 
@@ -178,7 +186,7 @@ class Client:
         """Sends a body to the model over HTTP and returns the answer.
 
         Raises:
-            LostError: if there is no answer.
+            NoResponseError: if there is no answer.
             RefusedError: if the server refuses the request.
         """
         request = urllib.request.Request(
@@ -187,13 +195,13 @@ class Client:
             {"Content-Type": "application/json", **(headers or {})},
         )
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            kind = LostError if error.code in _AWAY else RefusedError
+            kind = NoResponseError if error.code in _UNAVAILABLE else RefusedError
             raise kind(f"{error.code} {error.read()[:200]!r}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise LostError(str(error)) from error
+            raise NoResponseError(str(error)) from error
 
     def label_over_http(self, files: Sequence[bytes]) -> list[tuple[bytes, str]]:
         """Returns the label map and the error of each encoded image."""
@@ -208,18 +216,28 @@ class Client:
 
         given = grpc.InferInput(name, list(values.shape), datatype)
         given.set_data_from_numpy(values)
+        kills = self._server.kills
         try:
             answer = self._channel.infer(
-                "deeplab", [given], client_timeout=float(PATIENCE)
+                "deeplab", [given], client_timeout=float(TIMEOUT)
             )
         except grpc.InferenceServerException as error:
-            is_away = error.status() in _AWAY_GRPC
-            raise (LostError if is_away else RefusedError)(str(error)) from error
+            # A connection that breaks in the middle of an answer is an internal error.
+            was_killed = self._server.kills != kills
+            is_lost = error.status() == "StatusCode.UNAVAILABLE" or (
+                error.status() == "StatusCode.INTERNAL" and was_killed
+            )
+            raise (NoResponseError if is_lost else RefusedError)(str(error)) from error
         return answer.as_numpy(output)
 
-    def hang_up(self, files: Sequence[bytes]) -> None:
+    def start_request(self, length: int) -> socket.socket:
+        """Opens a connection and sends the headers of a request of some length."""
+        connection = socket.create_connection(("127.0.0.1", self._server.http_port))
+        head = "POST /v2/models/deeplab/infer HTTP/1.1\r\nHost: localhost\r\n"
+        connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        return connection
+
+    def abort_request(self, content: bytes) -> None:
         """Closes the connection after half of a request."""
-        with socket.create_connection(("127.0.0.1", self._server.http_port)) as one:
-            head = "POST /v2/models/deeplab/infer HTTP/1.1\r\nHost: localhost\r\n"
-            length = 2 * len(files[0])
-            one.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + files[0])
+        with self.start_request(2 * len(content)) as connection:
+            connection.sendall(content)

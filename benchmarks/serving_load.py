@@ -42,10 +42,10 @@ from PIL import Image
 
 from benchmarks import measuring
 from benchmarks.kserve import (
-    PATIENCE,
-    PAUSE,
+    RETRY_INTERVAL,
+    TIMEOUT,
     Client,
-    LostError,
+    NoResponseError,
     RefusedError,
     Server,
     make_request,
@@ -76,7 +76,7 @@ def define_flags() -> flags.FlagValues:
     )
 
 
-class Photo(NamedTuple):
+class Sample(NamedTuple):
     """An image as JPEG and pixels, and the labels that the export gives."""
 
     jpeg: bytes
@@ -84,20 +84,20 @@ class Photo(NamedTuple):
     labels: np.ndarray
 
 
-def make_photos(path: str, smallest: int, largest: int, count: int) -> list[Photo]:
+def make_samples(path: str, smallest: int, largest: int, count: int) -> list[Sample]:
     """Returns JPEGs of noise with sides of `smallest` to `largest` pixels."""
     artefact, draw = load_artefact(path), np.random.RandomState(0)
-    photos = []
+    samples = []
     for size in draw.randint(smallest, largest + 1, (count, 2)):
         noise = draw.randint(0, 256, (*size, 3)).astype(np.uint8)
         jpeg = tf.io.encode_jpeg(noise).numpy()
         pixels = tf.io.decode_jpeg(jpeg).numpy()
-        photos.append(Photo(jpeg, pixels, artefact.labels(pixels[None])[0]))
-    return photos
+        samples.append(Sample(jpeg, pixels, artefact.labels(pixels[None])[0]))
+    return samples
 
 
-def _check(photo: Photo, labels: np.ndarray) -> bool:
-    return np.array_equal(photo.labels, labels)
+def _check(sample: Sample, labels: np.ndarray) -> bool:
+    return np.array_equal(sample.labels, labels)
 
 
 def _decode(png: bytes) -> np.ndarray:
@@ -105,33 +105,33 @@ def _decode(png: bytes) -> np.ndarray:
 
 
 # Each sends a request, and returns whether the answer is right.
-def _send_files(client: Client, photos: Sequence[Photo]) -> bool:
-    found = client.label_over_http([one.jpeg for one in photos])
-    pairs = zip(photos, found, strict=True)
+def _send_files(client: Client, samples: Sequence[Sample]) -> bool:
+    found = client.label_over_http([one.jpeg for one in samples])
+    pairs = zip(samples, found, strict=True)
     return all(not e and _check(one, _decode(png)) for one, (png, e) in pairs)
 
 
-def _send_file_over_grpc(client: Client, photos: Sequence[Photo]) -> bool:
-    values = np.array([photos[0].jpeg], object)
+def _send_file_over_grpc(client: Client, samples: Sequence[Sample]) -> bool:
+    values = np.array([samples[0].jpeg], object)
     [png] = client.infer("image_bytes", "BYTES", values, "label_map_bytes")
-    return _check(photos[0], _decode(png))
+    return _check(samples[0], _decode(png))
 
 
-def _send_pixels(client: Client, photos: Sequence[Photo]) -> bool:
-    pixels = photos[0].pixels[None]
+def _send_pixels(client: Client, samples: Sequence[Sample]) -> bool:
+    pixels = samples[0].pixels[None]
     found = client.infer("ImageTensor", "UINT8", pixels, "SemanticPredictions")
-    return _check(photos[0], found[0])
+    return _check(samples[0], found[0])
 
 
-def _send_with_broken_file(client: Client, photos: Sequence[Photo]) -> bool:
-    jpeg = photos[0].jpeg
+def _send_with_broken_file(client: Client, samples: Sequence[Sample]) -> bool:
+    jpeg = samples[0].jpeg
     found = client.label_over_http([jpeg[: len(jpeg) // 2], jpeg, b"GIF89a"])
     (_, first), (png, second), (_, third) = found
-    return bool(first and third and not second) and _check(photos[0], _decode(png))
+    return bool(first and third and not second) and _check(samples[0], _decode(png))
 
 
-def _send_half(client: Client, photos: Sequence[Photo]) -> bool:
-    client.hang_up([photos[0].jpeg])
+def _send_half(client: Client, samples: Sequence[Sample]) -> bool:
+    client.abort_request(samples[0].jpeg)
     return True
 
 
@@ -143,11 +143,11 @@ def _is_refused(send: Callable, *arguments: Any) -> bool:
     return False
 
 
-def _refuse_body(body: bytes, client: Client, _: Sequence[Photo]) -> bool:
+def _refuse_body(body: bytes, client: Client, _: Sequence[Sample]) -> bool:
     return _is_refused(client.post, body)
 
 
-def _refuse_wrong_type(client: Client, _: Sequence[Photo]) -> bool:
+def _refuse_wrong_type(client: Client, _: Sequence[Sample]) -> bool:
     floats = np.zeros([1, 9, 9, 3], np.float32)
     return _is_refused(client.infer, "ImageTensor", "FP32", floats, "")
 
@@ -194,14 +194,16 @@ class Result(NamedTuple):
     reason: str
 
 
-def plan_requests(count: int, photos: Sequence[Photo], has_proxy: bool) -> list[tuple]:
-    """Returns kind, function and photos of each request."""
-    draw, largest = random.Random(1), max(len(one.jpeg) for one in photos)
+def plan_requests(
+    count: int, samples: Sequence[Sample], has_proxy: bool
+) -> list[tuple]:
+    """Returns kind, function and samples of each request."""
+    draw, largest = random.Random(1), max(len(one.jpeg) for one in samples)
     invalid = itertools.cycle(_INVALID + (_HUGE,) * has_proxy)
     plan: list[tuple] = []
     for index in range(count):
         count_in_one = min(draw.choice((1, 1, 1, 2, 3)), max(1, _MAX_BYTES // largest))
-        chosen = draw.choices(photos, k=count_in_one)
+        chosen = draw.choices(samples, k=count_in_one)
         if index % 12 == 7:
             plan.append(("invalid", next(invalid), chosen))
         else:
@@ -215,18 +217,18 @@ def send(server: Server, clients: threading.local, request: tuple) -> Result:
     Raises:
         UserError: if there is no answer in time.
     """
-    kind, function, photos = request
+    kind, function, samples = request
     if not hasattr(clients, "client"):
         clients.client = Client(server)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     for tries in itertools.count(1):
         start, reason = time.monotonic(), ""
         try:
-            is_right = function(clients.client, photos)
-        except LostError as error:
+            is_right = function(clients.client, samples)
+        except NoResponseError as error:
             if time.monotonic() > deadline:
-                raise UserError(f"no answer in {PATIENCE} s: {error}") from error
-            time.sleep(PAUSE)
+                raise UserError(f"no answer in {TIMEOUT} s: {error}") from error
+            time.sleep(RETRY_INTERVAL)
             continue
         except RefusedError as error:
             is_right, reason = False, str(error)
@@ -251,7 +253,7 @@ def measure_load(
             for part in range(1, restarts + 2):
                 while len(results) < len(requests) * part // (restarts + 1):
                     first = concurrent.futures.FIRST_EXCEPTION
-                    done, _ = concurrent.futures.wait(futures, PAUSE, first)
+                    done, _ = concurrent.futures.wait(futures, RETRY_INTERVAL, first)
                     for one in done:
                         one.result()
                 if part <= restarts:
@@ -289,14 +291,14 @@ def summarize(results: Sequence[Result], seconds: float) -> dict[str, float]:
 def measure_export(values: flags.FlagValues, path: str) -> dict[str, float]:
     """Runs both parts for an export and returns the figures."""
     sides = values.smallest, values.largest
-    photos = make_photos(path, *sides, _DIFFERENT_IMAGES)
+    samples = make_samples(path, *sides, _DIFFERENT_IMAGES)
     options = {name: values[name].value for name in ("threads", "max_batch_size")}
     with (
         tempfile.TemporaryDirectory() as folder,
         Server(pathlib.Path(folder), path, **options) as server,
     ):
         warmup, requests = (
-            plan_requests(count, photos, server.has_proxy)
+            plan_requests(count, samples, server.has_proxy)
             for count in (values.warmup, values.requests)
         )
         check_answers(measure_load(server, warmup, values.clients, 0))

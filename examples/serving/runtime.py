@@ -7,11 +7,13 @@ from mlserver.errors import InferenceError
 from mlserver.types import InferenceResponse, MetadataTensor, ResponseOutput
 from mlserver.utils import get_model_uri
 
-from deeplab_tf.serving.kserve import LabelService, Tensor
+from deeplab_tf.serving.kserve import LabelService, RequestError, Tensor
 
 
 class DeepLab(MLModel):
     """Labels images with the export that the model settings name."""
+
+    service = None
 
     async def load(self):
         """Loads the export; raises ValueError for invalid settings."""
@@ -42,7 +44,7 @@ class DeepLab(MLModel):
         wanted = [x.name for x in payload.outputs or []]
         try:
             found = await self.service.infer(inputs, wanted)
-        except ValueError as error:
+        except RequestError as error:
             raise InferenceError(str(error)) from error
         return InferenceResponse(
             model_name=self.name,
@@ -51,8 +53,9 @@ class DeepLab(MLModel):
         )
 
     async def unload(self):
-        """Waits for the images that are being labelled."""
-        await asyncio.to_thread(self.service.close)
+        """Waits for the batches in progress."""
+        if self.service is not None:
+            await asyncio.to_thread(self.service.close)
         return True
 
 

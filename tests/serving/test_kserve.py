@@ -14,7 +14,7 @@ from PIL import Image
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.labelling.prediction import predict_labels
-from deeplab_tf.serving.kserve import LabelService, Tensor
+from deeplab_tf.serving.kserve import LabelService, RequestError, Tensor
 from deeplab_tf.serving.saved_model import export_saved_model
 
 
@@ -122,6 +122,7 @@ INVALID = [
     ([IMAGES._replace(shape=[1, 4, 4, 3])], "has 60 elements; .* needs 48"),
     ([IMAGES._replace(shape=[1, 5, 6, 2])], "must have 3 channels"),
     ([IMAGES._replace(shape=[1, 1 << 40, 1 << 40, 3])], "at most 3000 pixels"),
+    ([make_files(65 * [JPEG])], "has 65 images; a request may have 64"),
     ([FILES._replace(data="aGk=")], "data of image_bytes must be a list"),
     ([FILES._replace(data=["no base64!"])], "image_bytes must be base64"),
     ([FILES._replace(data=[1])], "image_bytes must be base64"),
@@ -135,7 +136,7 @@ INVALID = [
 
 @pytest.mark.parametrize("inputs, message", INVALID)
 def test_invalid_request_is_refused(service, inputs, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(RequestError, match=message):
         infer(service, *inputs)
 
 
@@ -207,7 +208,20 @@ def test_error_and_closed_request_in_a_batch(exports, tiny_model):
     service._batcher._label = lambda images: 1 / 0
     answers, _ = label_at_once(service, 2 * [make_images(image)])
     assert [type(one) for one in answers] == 2 * [ZeroDivisionError]
-    service.close()
+
+
+def test_request_that_waits_while_the_service_closes_fails(exports):
+    service = LabelService(exports["Keras"], max_batch_size=3, max_batch_time=0.1)
+    waiting = make_images(noise(1, 9, 10, 3))
+
+    async def close():
+        task = asyncio.create_task(service.infer([waiting]))
+        await asyncio.sleep(0.05)
+        service.close()
+        await asyncio.wait_for(task, timeout=10)
+
+    with pytest.raises(RuntimeError, match="shutdown"):
+        asyncio.run(close())
 
 
 @pytest.mark.parametrize(
