@@ -58,6 +58,11 @@ class Server:
         **options: int,
     ):
         self._folder = folder
+        image = (_EXAMPLE / "Dockerfile").read_text()
+        self._variables = dict(re.findall(r"^ENV (\w+)=(\S+)$", image, re.MULTILINE))
+        if not os.path.isdir(export_path):
+            # OpenVINO crashes with another malloc.
+            del self._variables["LD_PRELOAD"]
         self._program = os.path.join(
             programs or os.path.dirname(sys.executable), "mlserver"
         )
@@ -108,9 +113,7 @@ class Server:
             process.wait(TIMEOUT)
 
     def _run(self, *command: str) -> subprocess.Popen:
-        image = (_EXAMPLE / "Dockerfile").read_text()
-        variables = dict(re.findall(r"^ENV (\w+)=(\S+)$", image, re.MULTILINE))
-        options = {"env": {**os.environ, **variables}}
+        options = {"env": {**os.environ, **self._variables}}
         with open(self._folder / "server.log", "ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, **options)
         self._processes.append(process)

@@ -10,9 +10,8 @@ images are noise, which is the slowest to decode.
 
 Valid requests must be answered with the labels of the export in this process, and
 invalid ones must be refused. The memory is that of the server in the first and in the
-last quarter of the requests, after a warm-up: each thread of TensorFlow keeps its last
-1,024 convolutions of different sizes. With `--restarts`, the requests are then sent
-once more, and meanwhile the server is killed and started again; clients repeat
+last quarter of the requests, after a warm-up. With `--restarts`, the requests are then
+sent once more, and meanwhile the server is killed and started again; clients repeat
 requests without an answer.
 
 Needs `pip install mlserver "tritonclient[grpc]"` in the environment.

@@ -5,6 +5,7 @@ The file `NAME.xml` is the graph; the weights are next to it, in `NAME.bin`.
 
 import contextlib
 import io
+import os
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -128,11 +129,16 @@ class OpenVinoPredictor(Artefact):
     It computes in float32 or, if exported so, in bfloat16 or int8.
 
     Raises:
-        UserError: if a file is missing or damaged or has other inputs or outputs, or
-            OpenVINO is not installed.
+        UserError: if a file is missing or damaged or has other inputs or outputs,
+            OpenVINO is not installed, or another malloc is preloaded.
     """
 
     def __init__(self, path: str):
+        preloaded = os.environ.get("LD_PRELOAD", "")
+        if "malloc" in preloaded:
+            raise UserError(
+                f"{path}: OpenVINO crashes with LD_PRELOAD={preloaded}; unset LD_PRELOAD"
+            )
         engine = import_extra("openvino", "export", f"{path}: OpenVINO files need")
         core = engine.Core()
         graph = _read_graph(core, path)

@@ -213,3 +213,9 @@ def test_official_network_labels_real_images(voc_checkpoint, voc_records, tmp_pa
     comparison = parity.gate(model, path, dataset, EvalConfig(), 0.25)
     print(comparison["miou"])
     assert comparison["images"] == 60
+
+
+def test_another_malloc_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
+    with pytest.raises(UserError, match="unset LD_PRELOAD"):
+        OpenVinoPredictor(str(tmp_path / "model.xml"))
