@@ -137,7 +137,8 @@ class OpenVinoPredictor(Artefact):
         preloaded = os.environ.get("LD_PRELOAD", "")
         if "malloc" in preloaded:
             raise UserError(
-                f"{path}: OpenVINO crashes with LD_PRELOAD={preloaded}; unset LD_PRELOAD"
+                f"{path}: OpenVINO crashes with LD_PRELOAD={preloaded}; unset "
+                "LD_PRELOAD"
             )
         engine = import_extra("openvino", "export", f"{path}: OpenVINO files need")
         core = engine.Core()
