@@ -222,7 +222,10 @@ def test_flags_without_effect_are_documented():
 
 def test_benchmark_command_lines_are_accepted():
     """They take hours; other tests run these programs on a small scale."""
-    pages = [ROOT / f"docs/{name}.md" for name in ("results", "performance", "serving", "zoo")]
+    pages = [
+        ROOT / f"docs/{name}.md"
+        for name in ("results", "performance", "serving", "zoo")
+    ]
     text = "\n".join(find_blocks("text", pages)).replace("\\\n", " ")
     lines = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", text, re.M)
     assert len({name for name, _ in lines}) >= 6
