@@ -19,7 +19,7 @@ class DeepLab(MLModel):
         """Loads the export; raises ValueError for invalid settings."""
         if self.settings.max_batch_size > 1:
             # MLServer merges requests before they are checked: one with a wrong shape
-            # would change the answers of the others.
+            # would change the answers to other requests.
             raise ValueError(
                 "set max_batch_size in parameters.extra, not in the model settings"
             )

@@ -1,4 +1,4 @@
-"""Requests of the KServe V2 protocol; an invalid one does not affect the others."""
+"""Requests of the KServe V2 protocol; an invalid one affects no other request."""
 
 import asyncio
 import base64
