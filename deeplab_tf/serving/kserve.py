@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import functools
 import math
-import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -106,8 +105,6 @@ class LabelService:
         max_batch_size: int = 1,
         max_batch_time: float = 0.002,
     ):
-        # Read when the first convolution runs.
-        os.environ.setdefault("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1")
         self._model = load_artefact(path)
         _check_model(self._model, path)
         # The signature knows the export's own limits, and whether it resizes images.

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import os
 
 import keras
 import numpy as np
@@ -29,6 +30,8 @@ def exports(tiny_model, tiny_export, tmp_path_factory):
 @pytest.fixture(scope="module", params=["SavedModel", "Keras"])
 def service(request, exports):
     with_limit = LabelService(exports[request.param], max_pixels=3000)
+    # It would change results of training in the same process.
+    assert "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS" not in os.environ
     yield with_limit
     with_limit.close()
 
