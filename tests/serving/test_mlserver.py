@@ -92,7 +92,8 @@ def environment(tmp_path_factory):
     [command] = [x for x in find_blocks("sh", [PAGE]) if x.startswith("pip install")]
     packages = [f"{wheel}[export]", "mlserver>=1.7,<2", "kubernetes-validate"]
     pip = [folder / "environment/bin/python", "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, *packages, *_words(command)[2:]], check=True)
+    installed = wheels.run(*pip, *packages, *_words(command)[2:], folder=folder)
+    assert installed.returncode == 0, installed.stderr
     return folder / "environment"
 
 
