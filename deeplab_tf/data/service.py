@@ -7,12 +7,14 @@ depend on who delivers them.
 """
 
 import contextlib
+import functools
+import itertools
 import os
 import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -41,14 +43,22 @@ DispatchServer: TypeAlias = tf.data.experimental.service.DispatchServer
 WorkerServer: TypeAlias = tf.data.experimental.service.WorkerServer
 
 
-class _Delivery(NamedTuple):
-    """A batch from a worker; if it could not be made, `is_made` is False."""
+class Delivery(NamedTuple):
+    """A batch from a worker.
 
-    number: tf.Tensor
-    is_made: tf.Tensor
-    worker: tf.Tensor
-    version: tf.Tensor
-    batch: tuple[tf.Tensor, ...]
+    Attributes:
+        number: Number of the batch.
+        is_made: Whether the worker was able to make it.
+        worker: Address of the worker.
+        version: See `describe_version`.
+        batch: The batch; undefined unless `is_made`.
+    """
+
+    number: Any
+    is_made: Any
+    worker: Any
+    version: Any
+    batch: tuple
 
 
 def describe_version() -> str:
@@ -67,7 +77,7 @@ def start_dispatcher(port: int, work_dir: str | None = None) -> DispatchServer:
         fault_tolerant_mode=work_dir is not None,
         worker_timeout_ms=_WORKER_TIMEOUT_MS,
     )
-    with _report_failed_start(f"a dispatcher at port {port}"):
+    with _report_failed_start("a dispatcher", port):
         return tf.data.experimental.service.DispatchServer(config)
 
 
@@ -78,24 +88,35 @@ def start_worker(dispatcher: str, address: str) -> WorkerServer:
     reach the worker.
     """
     require_service(dispatcher, "--dispatcher_address")
+    # Files in memory are not truncated when they are opened.
+    if tf.io.gfile.exists(_IDENTITY):
+        tf.io.gfile.remove(_IDENTITY)
     with tf.io.gfile.GFile(_IDENTITY, "w") as file:
         file.write(f"{address}\n{describe_version()}")
+    port = int(address.rpartition(":")[2])
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher.removeprefix("grpc://"),
         worker_address=address,
-        port=int(address.rpartition(":")[2]),
+        port=port,
         dispatcher_timeout_ms=int(1000 * TIMEOUT_SECONDS),
     )
-    with _report_failed_start(f"worker {address} of {dispatcher}"):
+    with _report_failed_start(f"a worker of {dispatcher}", port):
         return tf.data.experimental.service.WorkerServer(config)
 
 
 @contextlib.contextmanager
-def _report_failed_start(server: str) -> Iterator[None]:
+def _report_failed_start(server: str, port: int) -> Iterator[None]:
+    """Raises `UserError` if a port is in use, or its server fails to start."""
     try:
+        # gRPC would share the port with another server, which gets half of the calls.
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
         yield
-    except (tf.errors.OpError, RuntimeError) as error:
-        raise UserError(f"cannot start {server}: {one_line(error)}") from error
+    except (tf.errors.OpError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"cannot start {server} at port {port}: {one_line(error)}"
+        ) from error
 
 
 def make_absolute(folder: str) -> str:
@@ -130,7 +151,8 @@ def make_batches(
     signature = own.get_concrete_function().structured_outputs
 
     def generate() -> Iterator[tuple]:
-        yield from _Stream(address, batch_fn, own)
+        with contextlib.closing(_receive(address, batch_fn)) as deliveries:
+            yield from Sequence(address, own).restore(deliveries)
 
     return tf.data.Dataset.from_generator(
         generate,
@@ -138,75 +160,42 @@ def make_batches(
     )
 
 
-class _Stream:
-    """Iterates over the batches in order."""
+class Sequence:
+    """Restores the order of the batches of a service.
 
-    def __init__(self, address: str, batch_fn: Callable, own: Callable):
-        self._address, self._own = address, own
-        self._waiting: dict[int, tuple] = {}
-        self._workers: set[bytes] = set()
-        self._arrivals: queue.Queue = queue.Queue(1)
-        self._stopped = threading.Event()
-        # An iterator over a service blocks without limit, so it has its own thread.
-        reader = threading.Thread(target=self._read, args=(batch_fn,), daemon=True)
-        reader.start()
+    Args:
+        address: Address of the service, for messages.
+        batch_fn: Makes a batch from its number.
+    """
 
-    def __iter__(self) -> Iterator[tuple]:
-        number = 0
-        try:
-            while True:
-                yield self._take(number)
-                number += 1
-        finally:
-            self._stopped.set()
+    def __init__(self, address: str, batch_fn: Callable[[tf.Tensor], tuple]):
+        self._address, self._batch_fn = address, batch_fn
+        self._waiting: dict[int, Delivery] = {}
+        self._workers: set[bytes] = set()  # that have delivered
+        self._verified: set[bytes] = set()
 
-    def _read(self, batch_fn: Callable) -> None:
-        """Puts the deliveries of the service, or its error, into the queue."""
-        try:
-            for delivery in _distribute(self._address, batch_fn):
-                self._put(delivery)
-                if self._stopped.is_set():
-                    return
-            self._put(EOFError("the dispatcher ended the stream"))
-        except Exception as error:  # raised again by the thread that waits
-            self._put(error)
+    def restore(self, deliveries: Iterator[Delivery]) -> Iterator[tuple]:
+        """Yields the batches 0, 1, 2..., of which some may not be delivered."""
+        for number in itertools.count():
+            yield self._take(number, deliveries)
 
-    def _put(self, item: tuple | Exception) -> None:
-        while not self._stopped.is_set():
-            try:
-                return self._arrivals.put(item, timeout=1)
-            except queue.Full:
-                pass
-
-    def _take(self, number: int) -> tuple:
-        """Returns a batch; makes it here if it does not arrive in time."""
+    def _take(self, number: int, deliveries: Iterator[Delivery]) -> tuple:
+        """Returns a batch; makes it here if it was lost."""
         while number not in self._waiting:
             # Every live worker has delivered later batches, so this one is lost.
             if len(self._waiting) >= _AHEAD * (len(self._workers) + 1):
                 return self._compute(number)
-            delivery = self._receive()
+            delivery = next(deliveries)
+            self._workers.add(delivery.worker)
             if delivery.number >= number:
-                self._waiting[int(delivery.number)] = self._check(delivery)
-        return self._waiting.pop(number)
+                self._waiting[int(delivery.number)] = delivery
+        return self._verify(self._waiting.pop(number))
 
-    def _receive(self) -> _Delivery:
-        """Returns the next delivery; raises `UserError` if there is none."""
-        address = self._address
-        try:
-            item = self._arrivals.get(timeout=TIMEOUT_SECONDS)
-        except queue.Empty:
-            raise UserError(
-                f"--data_service={address} delivered no batch in {TIMEOUT_SECONDS:.0f} "
-                "s; check the dispatcher, and start workers with deeplab-data-worker "
-                f"--dispatcher_address={address}"
-            ) from None
-        if isinstance(item, Exception):
-            reason = one_line(str(item).partition("\n")[0])
-            raise UserError(f"--data_service={address} failed: {reason}") from item
-        return item
+    def _verify(self, delivery: Delivery) -> tuple:
+        """Returns the batch of a delivery; compares a worker's first one with our own.
 
-    def _check(self, delivery: _Delivery) -> tuple:
-        """Returns the batch of a delivery; the first one of a worker is made twice."""
+        Errors are raised at the batch at which a training without service raises them.
+        """
         worker = delivery.worker
         name = f"worker {worker.decode()} of --data_service={self._address}"
         version, own = delivery.version.decode(), describe_version()
@@ -215,7 +204,7 @@ class _Stream:
                 f"{name} runs {version or 'another program'}, the trainer {own}; start "
                 "deeplab-data-worker with the versions of the trainer"
             )
-        if worker in self._workers and delivery.is_made:
+        if worker in self._verified and delivery.is_made:
             return delivery.batch
         # If a record is broken, this raises the error that names it.
         batch = self._compute(delivery.number)
@@ -225,12 +214,12 @@ class _Stream:
                 f"{name} {problem} the trainer's batch {delivery.number}; it must read "
                 "the trainer's records, at the same path"
             )
-        self._workers.add(worker)
+        self._verified.add(worker)
         return batch
 
     def _compute(self, number: int) -> tuple:
         with translate_data_errors():
-            parts = self._own(tf.constant(number, tf.int64))
+            parts = self._batch_fn(tf.constant(number, tf.int64))
             return tuple(part.numpy() for part in parts)
 
 
@@ -238,11 +227,58 @@ def _are_equal(one: tuple, other: tuple) -> bool:
     return all(map(np.array_equal, one, other))
 
 
-def _distribute(address: str, batch_fn: Callable) -> Iterator[_Delivery]:
+class _Reader(threading.Thread):
+    """Reads a service in a thread, as its iterator waits without limit."""
+
+    def __init__(self, address: str, batch_fn: Callable):
+        super().__init__(daemon=True)
+        self.arrivals: queue.Queue[Delivery | Exception] = queue.Queue(1)
+        self.stopped = threading.Event()
+        self._deliveries = functools.partial(_distribute, address, batch_fn)
+
+    def run(self) -> None:
+        """Puts deliveries, and finally the error that ended them, into the queue."""
+        try:
+            for delivery in self._deliveries():
+                self._put(delivery)
+                if self.stopped.is_set():
+                    return
+            self._put(EOFError("the dispatcher ended the stream"))
+        except Exception as error:  # raised again by the thread that waits
+            self._put(error)
+
+    def _put(self, item: Delivery | Exception) -> None:
+        while not self.stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return self.arrivals.put(item, timeout=1)
+
+
+def _receive(address: str, batch_fn: Callable) -> Iterator[Delivery]:
+    """Yields the deliveries of a service; `UserError` if none arrives in time."""
+    reader = _Reader(address, batch_fn)
+    reader.start()
+    try:
+        while True:
+            item = reader.arrivals.get(timeout=TIMEOUT_SECONDS)
+            if isinstance(item, Exception):
+                reason = one_line(str(item).partition("\n")[0])
+                raise UserError(f"--data_service={address} failed: {reason}") from item
+            yield item
+    except queue.Empty:
+        raise UserError(
+            f"--data_service={address} delivered no batch in {TIMEOUT_SECONDS:.0f} s; "
+            "check the dispatcher, and start workers with deeplab-data-worker "
+            f"--dispatcher_address={address}"
+        ) from None
+    finally:
+        reader.stopped.set()
+
+
+def _distribute(address: str, batch_fn: Callable) -> Iterator[Delivery]:
     """Yields batches as the workers of a service make them."""
 
     @tf.autograph.experimental.do_not_convert
-    def deliver(number: tf.Tensor) -> _Delivery:
+    def deliver(number: tf.Tensor) -> Delivery:
         batch = tf.data.Dataset.from_tensors(number)
         batch = skip_errors(batch.map(lambda i: (i, batch_fn(i))), 1)
         found, parts = batch.get_single_element()
@@ -250,7 +286,7 @@ def _distribute(address: str, batch_fn: Callable) -> Iterator[_Delivery]:
         unknown = tf.data.Dataset.from_tensors("(unknown)\n")
         identity = identity.ignore_errors().concatenate(unknown).take(1)
         lines = tf.strings.split(identity.get_single_element(), "\n")
-        return _Delivery(number, found == number, lines[0], lines[1], parts)
+        return Delivery(number, found == number, lines[0], lines[1], parts)
 
     numbers = tf.data.Dataset.range(tf.int64.max)
     deliveries = numbers.map(deliver, num_parallel_calls=_PARALLEL_CALLS)
