@@ -80,21 +80,33 @@ class Service:
         return worker
 
 
-@pytest.fixture
-def train(processes, voc_records, voc_checkpoint, tmp_path):
-    """A function that starts a training of real images and weights."""
+@pytest.fixture(scope="module")
+def flags(voc_records, voc_checkpoint):
+    """The flags of a training on real images from real weights."""
+    return (
+        *("--model_variant=mobilenet_v2", "--train_crop_size=129,129"),
+        *("--train_batch_size=4", f"--training_number_of_steps={STEPS}"),
+        *("--save_interval_steps=4", "--log_steps=1", "--deterministic"),
+        *("--fine_tune_batch_norm=false", f"--dataset_dir={voc_records}"),
+        f"--tf_initial_checkpoint={voc_checkpoint}",
+    )
 
-    def start(*flags, logs="logs"):
-        return processes.start(
-            *(sys.executable, ROOT / "train.py", f"--dataset_dir={voc_records}"),
-            *("--model_variant=mobilenet_v2", "--train_crop_size=129,129"),
-            *(f"--tf_initial_checkpoint={voc_checkpoint}", "--deterministic"),
-            *("--train_batch_size=4", f"--training_number_of_steps={STEPS}"),
-            *("--save_interval_steps=4", f"--train_logdir={tmp_path / logs}"),
-            *("--fine_tune_batch_norm=false", "--log_steps=1", *flags),
-        )
 
-    return start
+@pytest.fixture(scope="module")
+def expected(flags, tmp_path_factory):
+    """The final weights, slots and counters of a training without input workers."""
+    folder = tmp_path_factory.mktemp("local")
+    processes = Processes(folder)
+    try:
+        finish(start_training(processes, flags, folder / "logs"))
+    finally:
+        processes.kill_all()
+    return read_values(folder / "logs")
+
+
+def start_training(processes, flags, logs, *others):
+    program = (sys.executable, ROOT / "train.py", f"--train_logdir={logs}")
+    return processes.start(*program, *flags, *others)
 
 
 def finish(training):
@@ -105,52 +117,51 @@ def has_step(logs, step):
     return lambda: (pathlib.Path(logs) / f"model.ckpt-{step}.index").exists()
 
 
-def read_weights(logs):
+def read_values(logs):
     reader = tf.train.load_checkpoint(str(logs / f"model.ckpt-{STEPS}"))
     keys = [k for k in reader.get_variable_to_shape_map() if k.endswith("VALUE")]
+    assert {k.split("/")[0] for k in keys} > {"model", "optimizer", "samples"}
     return {key: np.asarray(reader.get_tensor(key)).tobytes() for key in keys}
 
 
 @pytest.mark.slow
-def test_weights_do_not_depend_on_the_input_workers(processes, train, tmp_path):
-    finish(train(logs="0"))
-    expected = read_weights(tmp_path / "0")
-    for count in (1, 2, 4):
-        service = Service(processes, tmp_path / f"service{count}", count)
-        finish(train(service.flag, logs=f"{count}"))
-        assert read_weights(tmp_path / f"{count}") == expected
-        processes.kill_all()
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_weights_do_not_depend_on_the_input_workers(
+    count, processes, flags, expected, tmp_path
+):
+    service, logs = Service(processes, tmp_path, count), tmp_path / "logs"
+    finish(start_training(processes, flags, logs, service.flag))
+    assert read_values(logs) == expected
 
 
 @pytest.mark.slow
-def test_weights_survive_kills_of_every_process(processes, train, tmp_path):
-    finish(train(logs="0"))
-    service = Service(processes, tmp_path, 2)
-    training = train(service.flag)
-    wait_for(has_step(tmp_path / "logs", 4), training)
+def test_weights_survive_kills_of_every_process(processes, flags, expected, tmp_path):
+    service, logs = Service(processes, tmp_path, 2), tmp_path / "logs"
+    training = start_training(processes, flags, logs, service.flag)
+    wait_for(has_step(logs, 4), training)
     service.workers[0].send_signal(signal.SIGKILL)
-    wait_for(has_step(tmp_path / "logs", 8), training)
+    wait_for(has_step(logs, 8), training)
     service.start_worker()
-    wait_for(has_step(tmp_path / "logs", 12), training)
+    wait_for(has_step(logs, 12), training)
     service.dispatcher.send_signal(signal.SIGKILL)
     service.dispatcher.wait()
     service.start_dispatcher()
-    wait_for(has_step(tmp_path / "logs", 16), training)
+    wait_for(has_step(logs, 16), training)
     training.send_signal(signal.SIGKILL)
     training.wait()
-    finish(train(service.flag))
-    assert read_weights(tmp_path / "logs") == read_weights(tmp_path / "0")
+    finish(start_training(processes, flags, logs, service.flag))
+    assert read_values(logs) == expected
 
 
 @pytest.mark.slow
-def test_lost_service_ends_the_training_within_a_minute(processes, train, tmp_path):
-    service = Service(processes, tmp_path, 1)
-    training = train(service.flag, "--training_number_of_steps=100000")
-    wait_for(has_step(tmp_path / "logs", 4), training)
+def test_lost_service_ends_the_training_within_a_minute(processes, flags, tmp_path):
+    service, logs = Service(processes, tmp_path, 1), tmp_path / "logs"
+    endless = "--training_number_of_steps=100000"
+    training = start_training(processes, flags, logs, service.flag, endless)
+    wait_for(has_step(logs, 4), training)
     for process in (service.dispatcher, *service.workers):
         process.send_signal(signal.SIGKILL)
     # Batches that have arrived are still used.
     assert training.wait(90) == 1
     last = training.log.read_text().splitlines()[-1]
-    address = service.flag.partition("=")[2]
-    assert f"train.py: --data_service={address} " in last, last
+    assert f"train.py: {service.flag} " in last, last

@@ -13,6 +13,7 @@ import os
 import queue
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -51,6 +52,7 @@ class Delivery(NamedTuple):
         is_made: Whether the worker was able to make it.
         worker: Address of the worker.
         version: See `describe_version`.
+        process: Differs between the processes that served at an address.
         batch: The batch; undefined unless `is_made`.
     """
 
@@ -58,6 +60,7 @@ class Delivery(NamedTuple):
     is_made: Any
     worker: Any
     version: Any
+    process: Any
     batch: tuple
 
 
@@ -92,7 +95,7 @@ def start_worker(dispatcher: str, address: str) -> WorkerServer:
     if tf.io.gfile.exists(_IDENTITY):
         tf.io.gfile.remove(_IDENTITY)
     with tf.io.gfile.GFile(_IDENTITY, "w") as file:
-        file.write(f"{address}\n{describe_version()}")
+        file.write(f"{address}\n{describe_version()}\n{uuid.uuid4()}")
     port = int(address.rpartition(":")[2])
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher.removeprefix("grpc://"),
@@ -152,7 +155,7 @@ def make_batches(
 
     def generate() -> Iterator[tuple]:
         with contextlib.closing(_receive(address, batch_fn)) as deliveries:
-            yield from Sequence(address, own).restore(deliveries)
+            yield from BatchOrder(address, own).restore(deliveries)
 
     return tf.data.Dataset.from_generator(
         generate,
@@ -160,7 +163,7 @@ def make_batches(
     )
 
 
-class Sequence:
+class BatchOrder:
     """Restores the order of the batches of a service.
 
     Args:
@@ -171,7 +174,8 @@ class Sequence:
     def __init__(self, address: str, batch_fn: Callable[[tf.Tensor], tuple]):
         self._address, self._batch_fn = address, batch_fn
         self._waiting: dict[int, Delivery] = {}
-        self._workers: set[bytes] = set()  # that have delivered
+        # The last batch that each worker delivered; its numbers only increase.
+        self._latest: dict[bytes, int] = {}
         self._verified: set[bytes] = set()
 
     def restore(self, deliveries: Iterator[Delivery]) -> Iterator[tuple]:
@@ -182,11 +186,14 @@ class Sequence:
     def _take(self, number: int, deliveries: Iterator[Delivery]) -> tuple:
         """Returns a batch; makes it here if it was lost."""
         while number not in self._waiting:
-            # Every live worker has delivered later batches, so this one is lost.
-            if len(self._waiting) >= _AHEAD * (len(self._workers) + 1):
+            if len(self._waiting) >= _AHEAD * (len(self._latest) + 1):
+                # A worker that took it would be too far behind, so it is lost. Workers
+                # that delivered no later batch are not waited for again.
+                later = {w: n for w, n in self._latest.items() if n > number}
+                self._latest = later
                 return self._compute(number)
             delivery = next(deliveries)
-            self._workers.add(delivery.worker)
+            self._latest[delivery.process] = int(delivery.number)
             if delivery.number >= number:
                 self._waiting[int(delivery.number)] = delivery
         return self._verify(self._waiting.pop(number))
@@ -196,15 +203,14 @@ class Sequence:
 
         Errors are raised at the batch at which a training without service raises them.
         """
-        worker = delivery.worker
-        name = f"worker {worker.decode()} of --data_service={self._address}"
+        name = f"worker {delivery.worker.decode()} of --data_service={self._address}"
         version, own = delivery.version.decode(), describe_version()
         if version != own:
             raise UserError(
                 f"{name} runs {version or 'another program'}, the trainer {own}; start "
                 "deeplab-data-worker with the versions of the trainer"
             )
-        if worker in self._verified and delivery.is_made:
+        if delivery.process in self._verified and delivery.is_made:
             return delivery.batch
         # If a record is broken, this raises the error that names it.
         batch = self._compute(delivery.number)
@@ -214,7 +220,7 @@ class Sequence:
                 f"{name} {problem} the trainer's batch {delivery.number}; it must read "
                 "the trainer's records, at the same path"
             )
-        self._verified.add(worker)
+        self._verified.add(delivery.process)
         return batch
 
     def _compute(self, number: int) -> tuple:
@@ -283,10 +289,11 @@ def _distribute(address: str, batch_fn: Callable) -> Iterator[Delivery]:
         batch = skip_errors(batch.map(lambda i: (i, batch_fn(i))), 1)
         found, parts = batch.get_single_element()
         identity = tf.data.Dataset.from_tensors(_IDENTITY).map(tf.io.read_file)
-        unknown = tf.data.Dataset.from_tensors("(unknown)\n")
+        unknown = tf.data.Dataset.from_tensors("(unknown)\n\n")
         identity = identity.ignore_errors().concatenate(unknown).take(1)
         lines = tf.strings.split(identity.get_single_element(), "\n")
-        return Delivery(number, found == number, lines[0], lines[1], parts)
+        worker, version, process = lines[0], lines[1], lines[2]
+        return Delivery(number, found == number, worker, version, process, parts)
 
     numbers = tf.data.Dataset.range(tf.int64.max)
     deliveries = numbers.map(deliver, num_parallel_calls=_PARALLEL_CALLS)

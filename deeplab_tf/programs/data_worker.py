@@ -31,7 +31,7 @@ _FLAGS = {
         "Port to listen on.",
     ),
     "host": (
-        *(flags.STRING, socket.gethostname()),
+        *(flags.STRING, None),
         "Name or address by which trainers reach a worker. Default: the host name.",
     ),
     "work_dir": (
@@ -69,7 +69,7 @@ def main(values: absl_flags.FlagValues) -> None:
         server = service.start_dispatcher(values.port, values.work_dir)
         print(f"dispatcher at port {values.port}", flush=True)
     else:
-        address = f"{values.host}:{values.port}"
+        address = f"{values.host or socket.gethostname()}:{values.port}"
         server = service.start_worker(values.dispatcher_address, address)
         print(f"worker {address} of {values.dispatcher_address}", flush=True)
     threading.Event().wait()

@@ -1,12 +1,13 @@
 """Batches from a tf.data service arrive in order and intact, or an error says why."""
 
 import dataclasses
+import http.server
 import itertools
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from loopback import find_free_ports
+from loopback import QuietHandler, find_free_ports, serve
 from program_runs import assert_refused
 
 from deeplab_tf.config import DataConfig
@@ -14,6 +15,10 @@ from deeplab_tf.data import service
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.errors import UserError
+
+
+class QuietRequests(QuietHandler, http.server.BaseHTTPRequestHandler):
+    """A server that is not a dispatcher."""
 
 
 @pytest.fixture
@@ -58,9 +63,11 @@ def test_lost_and_repeated_batches_do_not_change_the_sequence():
         made.append(int(number))
         return hash_number(number)
 
-    def deliver(number, worker):
+    def deliver(number, process):
         batch = [part.numpy() for part in hash_number(tf.constant(number, tf.int64))]
-        return service.Delivery(np.int64(number), True, worker, version, tuple(batch))
+        return service.Delivery(
+            np.int64(number), True, b"localhost:1", version, process, tuple(batch)
+        )
 
     # The second worker dies with 5, 9 and 12. The first is out of order, and delivers
     # 20 to 29 twice.
@@ -70,7 +77,7 @@ def test_lost_and_repeated_batches_do_not_change_the_sequence():
     order = [(n, b"first") for n in sorted(first, key=lambda n: n // 4 * 4 - n % 4)]
     order[3:3] = [(n, b"second") for n in second]
     deliveries = itertools.starmap(deliver, order)
-    batches = service.Sequence("grpc://a:1", make).restore(deliveries)
+    batches = service.BatchOrder("grpc://a:1", make).restore(deliveries)
     for number, (images, _) in enumerate(itertools.islice(batches, 80)):
         expected = hash_number(tf.constant(number, tf.int64))[0]
         assert np.array_equal(images, expected)
@@ -198,3 +205,56 @@ def test_used_port_is_refused(dispatcher):
         "deeplab_tf.programs.data_worker",
         *("--dispatcher", f"--port={port}"),
     )
+
+
+def test_memory_does_not_grow_with_each_replaced_worker():
+    version = service.describe_version().encode()
+
+    def make(number):
+        return (tf.identity(number),)
+
+    def deliver():
+        # One worker stays. The other dies after every 100 batches and is replaced; the
+        # last batch that it took is lost.
+        for number in range(4000):
+            process = b"stays" if number % 2 else f"{number // 100}".encode()
+            if number % 100 != 98:
+                batch = (np.int64(number),)
+                yield service.Delivery(
+                    np.int64(number), True, b"localhost:1", version, process, batch
+                )
+
+    order = service.BatchOrder("grpc://a:1", make)
+    batches, longest = order.restore(deliver()), 0
+    for number, (found,) in enumerate(itertools.islice(batches, 3000)):
+        assert found == number
+        longest = max(longest, len(order._waiting))
+    # Eight for each of three workers, of which one is dead, and eight more.
+    assert longest <= 32
+
+
+def test_restarted_worker_is_compared_again():
+    version = service.describe_version().encode()
+
+    def make(number):
+        return (tf.identity(number),)
+
+    def deliver(number, process, value):
+        batch = (np.int64(value),)
+        return service.Delivery(
+            np.int64(number), True, b"localhost:1", version, process, batch
+        )
+
+    deliveries = iter([deliver(0, b"a", 0), deliver(1, b"b", 7)])
+    batches = service.BatchOrder("grpc://a:1", make).restore(deliveries)
+    assert next(batches) == (0,)
+    with pytest.raises(UserError, match=r"worker localhost:1 .* another batch than"):
+        next(batches)
+
+
+def test_port_of_another_server_is_refused(monkeypatch):
+    monkeypatch.setattr(service, "TIMEOUT_SECONDS", 2.0)
+    with serve(QuietRequests) as server:
+        address = f"grpc://127.0.0.1:{server.server_port}"
+        message = error_of(service.make_batches(hash_number, address))
+    assert f"--data_service={address} " in message
