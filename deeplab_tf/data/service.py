@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import queue
+import re
 import socket
 import threading
 import uuid
@@ -267,8 +268,13 @@ def _receive(address: str, batch_fn: Callable) -> Iterator[Delivery]:
         while True:
             item = reader.arrivals.get(timeout=TIMEOUT_SECONDS)
             if isinstance(item, Exception):
-                reason = one_line(str(item).partition("\n")[0])
-                raise UserError(f"--data_service={address} failed: {reason}") from item
+                # Without TensorFlow's names of operations.
+                line = str(item).partition("\n")[0]
+                reason = one_line(re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", line))
+                raise UserError(
+                    f"--data_service={address} failed: {reason}; run the same command "
+                    "to resume"
+                ) from item
             yield item
     except queue.Empty:
         raise UserError(
