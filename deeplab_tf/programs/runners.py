@@ -36,7 +36,7 @@ def split_options(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def add_options(values: absl_flags.FlagValues, options: Sequence[str]) -> None:
-    """Adds options from behind `--` to --runner_options."""
+    """Adds the options that follow `--` to --runner_options."""
     if options and ("runner" not in values or not values.runner):
         raise UserError(
             f"{options[0]!r} follows `--`, which is for the options of --runner"
