@@ -198,16 +198,31 @@ def make_training_batches(
     `batch_fn` makes a batch from sample indices, int64 `[rows]`; `batch_size` is the
     global batch size, and `start` the index of the first sample.
     """
-    rows = batch_size // num_workers
+    rows = find_rows(batch_size, worker, num_workers)
 
     @tf.autograph.experimental.do_not_convert
     def batch(number: tf.Tensor) -> tuple:
-        begin = start + number * batch_size + worker * rows
-        return batch_fn(begin + tf.range(rows, dtype=tf.int64))
+        begin = start + number * batch_size + rows.start
+        return batch_fn(begin + tf.range(len(rows), dtype=tf.int64))
 
     # Batches rather than samples run in parallel, so that a batch is only one call.
     dataset = tf.data.Dataset.range(tf.int64.max)
     return dataset.map(batch, num_parallel_calls=_PARALLEL_CALLS)
+
+
+def find_rows(batch_size: int, worker: int, num_workers: int) -> range:
+    """Returns a worker's rows of a batch; their numbers differ by at most one.
+
+    Raises:
+        UserError: if there are more workers than rows.
+    """
+    if batch_size < num_workers:
+        raise UserError(
+            f"a batch of {batch_size} has too few images for {num_workers} workers; use "
+            f"at least {num_workers}"
+        )
+    ends = [batch_size * (worker + i) // num_workers for i in (0, 1)]
+    return range(*ends)
 
 
 def check_batch_size(batch_size: int, num_workers: int) -> None:
@@ -314,14 +329,15 @@ def load_dataset(
 
     Returns:
         Float32 images 0..255 `[batch, height, width, channels]` and uint8 labels
-        `[batch, height, width, 1]`, where batch is `batch_size / num_workers`; if
-        `named`, also the names, strings `[batch]`.
+        `[batch, height, width, 1]`, where batch is `batch_size / num_workers`, in
+        training rounded up or down; if `named`, also the names, strings `[batch]`.
 
     Raises:
-        UserError: if the split has no records, a batch cannot be divided evenly among
-            the workers, or evaluation batches several images and a record is broken.
+        UserError: if the split has no records, a batch cannot be divided among the
+            workers, or evaluation batches several images and a record is broken.
     """
-    check_batch_size(config.batch_size, num_workers)
+    if not training:
+        check_batch_size(config.batch_size, num_workers)
     source = open_split(config.dataset, config.dataset_dir, split)
     if training:
         cropper = _Cropper(source, config)
