@@ -48,7 +48,9 @@ def _find_worker(cluster: Mapping, type: str, index: int) -> tuple[list[str], Wo
 
     The arguments are those of `TF_CONFIG`.
     """
-    tasks = [(k, i) for k in ("chief", "worker") for i in range(len(cluster.get(k, ())))]
+    tasks = [
+        (k, i) for k in ("chief", "worker") for i in range(len(cluster.get(k, ())))
+    ]
     addresses = [cluster[kind][i] for kind, i in tasks]
     if not tasks:
         return addresses, Worker()

@@ -345,7 +345,7 @@ class Trainer:
         self, validation: Scoring | None, info: DatasetInfo | None
     ) -> Reporter:
         info = info or generic_info(self._num_classes)
-        return Reporter(self.config, info, self.worker.is_chief, validation)
+        return Reporter(self.config, info, self.worker, validation)
 
     def _is_done(self, evaluations_since_best: int) -> bool:
         """Returns whether all steps are done or the score no longer improves."""

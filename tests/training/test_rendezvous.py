@@ -59,7 +59,9 @@ def test_different_worker_is_named_to_all(changed, problem):
     others.join()
     assert len(set(errors)) == 1
     assert errors[0].startswith(f"worker 3 {problem}")
-    assert errors[0].endswith("start all workers with the same command, package and data")
+    assert errors[0].endswith(
+        "start all workers with the same command, package and data"
+    )
 
 
 def test_missing_workers_are_named():
