@@ -17,8 +17,8 @@ import numpy as np
 from toy_model import NUM_CLASSES, toy_model
 
 from deeplab_tf import TrainConfig, Trainer, tf1_variables
-from deeplab_tf.training.divergence import STEP_METRICS
 from deeplab_tf.training.distribution import make_strategy
+from deeplab_tf.training.divergence import STEP_METRICS
 
 BATCH, STEPS = 4, 20
 

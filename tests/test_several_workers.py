@@ -1,12 +1,10 @@
 """Training on several workers survives deaths, and changes of their number."""
 
 import json
-import pathlib
 import random
 import sys
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from loopback import cluster_configs

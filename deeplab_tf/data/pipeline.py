@@ -218,8 +218,8 @@ def find_rows(batch_size: int, worker: int, num_workers: int) -> range:
     """
     if batch_size < num_workers:
         raise UserError(
-            f"a batch of {batch_size} has too few images for {num_workers} workers; use "
-            f"at least {num_workers}"
+            f"a batch of {batch_size} has too few images for {num_workers} workers; "
+            f"use at least {num_workers}"
         )
     ends = [batch_size * (worker + i) // num_workers for i in (0, 1)]
     return range(*ends)

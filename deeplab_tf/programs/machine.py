@@ -11,7 +11,6 @@ from deeplab_tf.files.locks import training_lock
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
 
-
 # Flags that may differ between the workers of a training run.
 _OWN_FLAGS = {"dataset_dir", "train_logdir", "tf_initial_checkpoint"}
 
