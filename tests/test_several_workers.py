@@ -19,7 +19,7 @@ STEPS = 40
 def command(records, logs, *flags, steps=STEPS):
     paths = (f"--dataset_dir={records}", f"--train_logdir={logs}")
     # Synchronised statistics would triple the time to start.
-    flags = (f"--training_number_of_steps={steps}", "--batch_norm=train", *flags)
+    flags = (f"--training_number_of_steps={steps}", "--batch_norm=freeze", *flags)
     return (sys.executable, ROOT / "train.py", *paths, *TRAINING, *flags)
 
 

@@ -106,7 +106,7 @@ def _ask(member: Member, deadline: float, limit: float) -> str:
 
 
 def _compare(member: Member, index: int, settings: Mapping[str, str]) -> str:
-    """Returns the first difference between a worker's settings and this one's, or ""."""
+    """Returns the first difference between a worker's settings and ours, or ""."""
     for name in [*member.settings, *(n for n in settings if n not in member.settings)]:
         own, other = member.settings.get(name), settings.get(name)
         if own != other:

@@ -1,6 +1,7 @@
 """Workers meet before training, or all of them name what is wrong."""
 
 import concurrent.futures
+import json
 import socket
 import subprocess
 import sys
@@ -105,8 +106,8 @@ def test_strangers_and_restarted_workers_do_not_disturb():
             killed.sendall(b'{"index": 1, "settings": {"records": "x"}')
         # A worker that dies while it waits, and is started again.
         with connect() as killed:
-            message = '{"index": 1, "settings": %s}\n' % str(SETTINGS).replace("'", '"')
-            killed.sendall(message.encode())
+            message = json.dumps({"index": 1, "settings": SETTINGS})
+            killed.sendall(f"{message}\n".encode())
         time.sleep(0.5)
         assert not first.done()
         assert meet_all(members[1:], 20) == ["", ""]
