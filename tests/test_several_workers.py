@@ -106,8 +106,8 @@ def test_different_worker_is_named_within_a_minute(kind, tiny_records, tmp_path)
         commands[1] += ("--seed=3",)
     elif kind == "records":
         other = pathlib.Path(shutil.copytree(tiny_records, tmp_path / "other"))
-        for shard in other.glob("train-*"):
-            shard.rename(shard.with_name(shard.name.replace("train", "val")))
+        for shard in other.glob("trainval-*"):
+            shard.rename(shard.with_name(shard.name.replace("trainval", "train")))
         problem = "worker 2 has records "
         commands[1] = command(other, tmp_path / "logs")
     else:
