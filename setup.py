@@ -174,6 +174,7 @@ setup(
             "deeplab-doctor = deeplab_tf.programs.commands:doctor",
             "deeplab-pretrain = deeplab_tf.programs.commands:pretrain",
             "deeplab-plan = deeplab_tf.programs.commands:plan",
+            "deeplab-data-worker = deeplab_tf.programs.commands:data_worker",
             "deeplab-convert = deeplab_tf.programs.commands:convert",
         ]
     },

@@ -27,14 +27,18 @@ def serve(handler):
             thread.join()
 
 
+def find_free_ports(count):
+    """Returns ports that no server uses."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 def cluster_configs(count=2):
     """Returns the TF_CONFIG of each worker of a cluster on free ports."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
+    workers = [f"127.0.0.1:{port}" for port in find_free_ports(count)]
     return [
         {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}
         for i in range(count)

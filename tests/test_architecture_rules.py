@@ -28,7 +28,7 @@ LEVELS = (
     {"training", "serving", "labelling"},
     {"flags"},
     {"programs"},
-    {"data.doctor", "plan", "predict", "pretrain", "__main__"},
+    {"data.doctor", "data.worker", "plan", "predict", "pretrain", "__main__"},
 )
 MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 # These run on any Keras backend.

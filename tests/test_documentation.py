@@ -224,7 +224,7 @@ def test_benchmark_command_lines_are_accepted():
     """They take hours; other tests run these programs on a small scale."""
     pages = [
         ROOT / f"docs/{name}.md"
-        for name in ("results", "performance", "serving", "zoo")
+        for name in ("results", "performance", "scale", "serving", "zoo")
     ]
     text = "\n".join(find_blocks("text", pages)).replace("\\\n", " ")
     lines = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", text, re.M)

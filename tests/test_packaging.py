@@ -16,7 +16,8 @@ import wheels
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
-    *("deeplab", "deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
+    *("deeplab", "deeplab-convert", "deeplab-data-worker", "deeplab-doctor"),
+    *("deeplab-eval", "deeplab-export"),
     *("deeplab-plan", "deeplab-predict", "deeplab-pretrain", "deeplab-train"),
     "deeplab-vis",
 ]

@@ -134,6 +134,19 @@ def test_input_pipeline_is_compared_with_decoding(tiny_records, tmp_path):
     assert "training on records has " in out
 
 
+@pytest.mark.slow
+def test_input_service_is_measured_with_one_and_two_workers(tiny_records, tmp_path):
+    path = tmp_path / "result.json"
+    out = run(
+        *("benchmarks.data_service", f"--dataset_dir={tiny_records}", "--turns=1"),
+        *("--train_crop_size=65,65", "--train_batch_size=2", "--images=16"),
+        *("--cores=0,0", f"--json={path}"),
+    )
+    found = json.loads(path.read_text())
+    assert min(found[name] for name in ("local", "one_worker", "two_workers")) > 0
+    assert "| two workers | " in out
+
+
 def test_conversion_is_compared_with_pillow(tmp_path):
     path = tmp_path / "result.json"
     for name in "ab":

@@ -39,6 +39,7 @@ PROGRAMS = {
     "deeplab_tf.pretrain": "deeplab_tf.pretrain.program",
     "deeplab_tf.plan": "deeplab_tf.plan.program",
     "deeplab_tf.data.doctor": "deeplab_tf.programs.doctor",
+    "deeplab_tf.data.worker": "deeplab_tf.programs.data_worker",
     "datasets.voc2012": "deeplab_tf.programs.convert.voc2012",
     "datasets.cityscapes": "deeplab_tf.programs.convert.cityscapes",
     "datasets.ade20k": "deeplab_tf.programs.convert.ade20k",

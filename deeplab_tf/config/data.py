@@ -1,6 +1,7 @@
 """Configuration of the dataset and its preprocessing."""
 
 import dataclasses
+import re
 
 from deeplab_tf.config.checks import check_fields, require
 from deeplab_tf.config.model import ModelConfig
@@ -15,9 +16,22 @@ from deeplab_tf.config.options import (
     option,
     ours,
 )
+from deeplab_tf.errors import UserError
 
 # Training enumerates all scales between the smallest and the largest.
 _SMALLEST_SCALE_STEP = 0.001
+
+
+def parse_service_address(address: str, name: str) -> tuple[str, int]:
+    """Returns host and port of `grpc://HOST:PORT`.
+
+    Raises:
+        UserError: for another form; `name` is the option that was given.
+    """
+    match = re.fullmatch(r"grpc://([^/\s:]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", address)
+    if match is None or not 0 < int(match[2]) < 2**16:
+        raise UserError(f"{name} must be grpc://HOST:PORT; received {address!r}")
+    return match[1], int(match[2])
 
 
 @document_fields
@@ -41,6 +55,11 @@ class DataConfig:
         help="Name of the dataset, which determines its classes, or "
         "tfds:NAME[:image_key:label_key] for one from tensorflow-datasets. Default: "
         "read from dataset_info.json next to the records, else pascal_voc_seg.",
+    )
+    data_service: str | None = ours(
+        None,
+        help="Address of a tf.data service that makes the training batches, "
+        "grpc://HOST:PORT (see deeplab-data-worker). Default: the trainer makes them.",
     )
     crop_size: tuple[int, int] = option(
         (513, 513),
@@ -124,6 +143,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.data_service is not None:
+            parse_service_address(self.data_service, "data_service")
         require(
             self.min_scale_factor <= self.max_scale_factor,
             "min_scale_factor must be at most max_scale_factor; received "

@@ -15,7 +15,7 @@ import tensorflow as tf
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import DataConfig
 from deeplab_tf.config.options import COUNT, NOT_NEGATIVE
-from deeplab_tf.data import augment
+from deeplab_tf.data import augment, service
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import (
     Reader,
@@ -191,12 +191,18 @@ def _find_first(conditions: tf.Tensor) -> tf.Tensor:
 
 
 def make_training_batches(
-    batch_fn: Callable, batch_size: int, start: int, worker: int, num_workers: int
+    batch_fn: Callable,
+    batch_size: int,
+    start: int,
+    worker: int,
+    num_workers: int,
+    data_service: str | None = None,
 ) -> tf.data.Dataset:
     """Returns an endless dataset of one worker's share of the training batches.
 
     `batch_fn` makes a batch from sample indices, int64 `[rows]`; `batch_size` is the
-    global batch size, and `start` the index of the first sample.
+    global batch size, and `start` the index of the first sample. With `data_service`,
+    the workers of that tf.data service make the batches.
     """
     rows = find_rows(batch_size, worker, num_workers)
 
@@ -205,6 +211,8 @@ def make_training_batches(
         begin = start + number * batch_size + rows.start
         return batch_fn(begin + tf.range(len(rows), dtype=tf.int64))
 
+    if data_service:
+        return service.make_batches(batch, data_service)
     # Batches rather than samples run in parallel, so that a batch is only one call.
     dataset = tf.data.Dataset.range(tf.int64.max)
     return dataset.map(batch, num_parallel_calls=_PARALLEL_CALLS)
@@ -334,15 +342,21 @@ def load_dataset(
 
     Raises:
         UserError: if the split has no records, a batch cannot be divided among the
-            workers, or evaluation batches several images and a record is broken.
+            workers, evaluation batches several images and a record is broken, or the
+            data service cannot be reached or does not deliver.
     """
     if not training:
         check_batch_size(config.batch_size, num_workers)
-    source = open_split(config.dataset, config.dataset_dir, split)
+    folder = config.dataset_dir
+    if training and config.data_service:
+        # The workers of the service may run in other folders.
+        folder = service.make_absolute(folder)
+    source = open_split(config.dataset, folder, split)
     if training:
         cropper = _Cropper(source, config)
         dataset = make_training_batches(
-            cropper.batch, config.batch_size, start, worker, num_workers
+            *(cropper.batch, config.batch_size, start, worker, num_workers),
+            config.data_service,
         )
     else:
         dataset = _make_evaluation_batches(source, config, worker, num_workers, named)

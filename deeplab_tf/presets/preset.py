@@ -86,7 +86,10 @@ def _format_size(size: tuple[int, int] | None) -> str:
 
 
 # These are not part of a recipe.
-_NOT_COMPARED = ("dataset_dir", "train_logdir", "tf_initial_checkpoint", "tracker")
+_NOT_COMPARED = (
+    *("dataset_dir", "data_service"),
+    *("train_logdir", "tf_initial_checkpoint", "tracker"),
+)
 
 
 def describe(preset: Preset) -> str:

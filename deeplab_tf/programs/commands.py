@@ -30,6 +30,7 @@ COMMANDS = {
     "presets": f"{_PROGRAMS}.presets",
     "zoo": f"{_PROGRAMS}.zoo",
     "plan": "deeplab_tf.plan.program",
+    "data-worker": f"{_PROGRAMS}.data_worker",
     "train": f"{_PROGRAMS}.train",
     "eval": f"{_PROGRAMS}.eval",
     "vis": f"{_PROGRAMS}.vis",
@@ -45,6 +46,7 @@ export = functools.partial(run_program, COMMANDS["export"])
 predict = functools.partial(run_program, COMMANDS["predict"])
 doctor = functools.partial(run_program, COMMANDS["doctor"])
 pretrain = functools.partial(run_program, COMMANDS["pretrain"])
+data_worker = functools.partial(run_program, COMMANDS["data-worker"])
 plan = functools.partial(run_program, COMMANDS["plan"])
 
 

@@ -17,6 +17,7 @@ from deeplab_tf.programs.machine_flags import define_machine
 _TRAINING_DATA = (
     *("crop_size", "batch_size", "min_scale_factor", "max_scale_factor"),
     *("scale_factor_step_size", "photometric_jitter", "bootstrap_classes", "seed"),
+    "data_service",
 )
 _LOSS = {
     "class_weighting": (

@@ -13,7 +13,7 @@ from deeplab_tf.checkpoints.handles import is_handle
 from deeplab_tf.checkpoints.pretrained import find_weights
 from deeplab_tf.checkpoints.pytorch.weights import is_torch_file
 from deeplab_tf.config import EvalConfig, Experiment, ModelConfig, TrainConfig
-from deeplab_tf.data import sources, statistics, validation
+from deeplab_tf.data import service, sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError, pluralize
@@ -172,6 +172,8 @@ def _train(
 ) -> None:
     """Prepares the run under the lock of its folder, then trains."""
     experiment = _read_experiment(values, preset, source)
+    if experiment.data.data_service:
+        service.require_service(experiment.data.data_service)
     validation = _make_validation(values, experiment, preset)
     worker = distribution.current_worker(strategy)
     writes = worker.is_chief and not values.sanity_overfit
