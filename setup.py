@@ -108,6 +108,8 @@ EXTRAS_REQUIRE = {
     "mlflow": ["mlflow-skinny>=3.17"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
+    # Validate examples/kubernetes in their tests.
+    "kubernetes": ["kubernetes-validate>=1.31", "kubeflow-trainer-api>=2.1"],
     # Builds the documentation site (mkdocs.yml).
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     # Runs examples/quickstart.ipynb in its test.
