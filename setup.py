@@ -108,10 +108,15 @@ EXTRAS_REQUIRE = {
     "mlflow": ["mlflow-skinny>=3.17"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
+    # Validate examples/kubernetes in their tests.
+    "kubernetes": ["kubernetes-validate>=1.31", "kubeflow-trainer-api>=2.1"],
     # Builds the documentation site (mkdocs.yml).
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     # Runs examples/quickstart.ipynb in its test.
     "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
+    # Runs predict and eval on many machines (--runner). Not in the extra all: Beam 2.77
+    # needs older releases of protobuf, Pillow and pyarrow than constraints.txt has.
+    "beam": ["apache-beam>=2.77"],
     "peers": [
         # For comparison with its DeepLabv3+ in Keras 3.
         "keras-hub>=0.19",
@@ -133,11 +138,11 @@ EXTRAS_REQUIRE = {
     ],
 }
 
-# Every extra that the tests use; not CUDA and PyTorch, which are gigabytes.
+# Every extra that the quick tests use; not CUDA and PyTorch, which are gigabytes.
 EXTRAS_REQUIRE["all"] = [
     requirement
     for extra, requirements in EXTRAS_REQUIRE.items()
-    if extra not in ("gpu", "peers", "dev")
+    if extra not in ("gpu", "beam", "peers", "dev")
     for requirement in requirements
 ]
 

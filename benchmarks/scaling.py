@@ -118,7 +118,7 @@ def _find_free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _make_worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
+def make_worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
     """Returns the processes of a cluster with one core each."""
     addresses = [f"localhost:{port}" for port in _find_free_ports(len(cores))]
     clusters = (
@@ -141,9 +141,7 @@ def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list,
     shared = task | {"strategy": "multi_worker_mirrored"}
     contenders = [
         Contender("one process", "training_step", task, (Process(cores=cores),)),
-        Contender(
-            "two workers", "training_step", shared, _make_worker_processes(cores)
-        ),
+        Contender("two workers", "training_step", shared, make_worker_processes(cores)),
     ]
     rows = measuring.summarize(measuring.measure(contenders, values.turns), _STEPS)
     for row in rows:

@@ -57,7 +57,8 @@ def at_least(bound: int) -> Callable:
 
 def one_of(*choices: str) -> Callable:
     """Returns a function that defines a string flag with a fixed set of choices."""
-    return functools.partial(flags.DEFINE, _Choices(choices))
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    return functools.partial(flags.DEFINE, _Choices(choices), serializer=serializer)
 
 
 class _Choices(flags.ArgumentParser):

@@ -18,6 +18,7 @@ from toy_model import NUM_CLASSES, toy_model
 
 from deeplab_tf import TrainConfig, Trainer, tf1_variables
 from deeplab_tf.training.distribution import make_strategy
+from deeplab_tf.training.divergence import STEP_METRICS
 
 BATCH, STEPS = 4, 20
 
@@ -57,8 +58,12 @@ def main(strategy: str, batch_norm: str, differing: str = "") -> None:
         trainer.train(batches())
     results = [trainer.train_step(*batch) for batch in batches()]
     norms = {n: float(np.linalg.norm(a)) for n, a in tf1_variables(model).items()}
-    worker = trainer.worker.index
-    print(json.dumps({"worker": worker, "results": results, "norms": norms}))
+    images, labels = next(batches())
+    images[BATCH - 1] = np.nan
+    [row], _ = trainer.train_steps(trainer.iterate([(images, labels)]), 1)
+    broken = row[STEP_METRICS.index("broken_image")]
+    result = {"worker": trainer.worker.index, "broken": int(broken)}
+    print(json.dumps({**result, "results": results, "norms": norms}))
 
 
 if __name__ == "__main__":

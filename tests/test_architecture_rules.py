@@ -25,7 +25,7 @@ LEVELS = (
     {"windows"},
     {"inference", "visualize"},
     {"evaluation"},
-    {"training", "serving", "labelling"},
+    {"training", "serving", "labelling", "beam"},
     {"flags"},
     {"programs"},
     {"data.doctor", "data.worker", "plan", "predict", "pretrain", "__main__"},

@@ -1,5 +1,6 @@
 """Benchmarks: how contenders alternate, and what is reported and fitted."""
 
+import dataclasses
 import json
 import os
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from absl.flags import Error
 
-from benchmarks import measuring, scaling, train_step
+from benchmarks import measuring, multi_worker, scaling, train_step
 from benchmarks.measuring import Contender, Process, Series
 from deeplab_tf.errors import UserError
 from deeplab_tf.flags import read_size
@@ -175,3 +176,17 @@ def test_scaling_is_plotted():
     }
     plot = scaling.plot(result)
     assert plot.dtype == np.uint8 and plot.shape[1] > plot.shape[0] > 100
+
+
+def test_constants_of_a_cluster_are_fitted_and_predict():
+    cores, size = 2, 4_000_000
+    truth = multi_worker.Constants(0.1, 0.5, 0.001, 1e9, size)
+    steps = {n: 0.1 + 0.5 * n for n in (2, 8)}
+    # Two workers send two messages, in total all gradients.
+    small = dataclasses.replace(truth, gradient_bytes=400)
+    reduces = {400: small.all_reduce(2, cores), size: truth.all_reduce(2, cores)}
+    assert reduces[size] == pytest.approx(0.002 + 0.004)
+    found = multi_worker.fit_constants(steps, reduces, cores)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(truth))
+    # Four workers share two cores: each has two images, six messages of 1 MB.
+    assert found.step(4, 8, cores) == pytest.approx(2 * 1.1 + 0.006 + 6 * 0.002)

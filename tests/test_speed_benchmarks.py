@@ -108,6 +108,23 @@ def test_scaling_is_fitted_and_plotted(tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_are_measured_and_predicted(tmp_path):
+    path = tmp_path / "result.json"
+    out = run(
+        *("benchmarks.multi_worker", "--turns=1", "--train_crop_size=65"),
+        f"--json={path}",
+    )
+    found = json.loads(path.read_text())
+    pairs = [(row["processes"], row["images"]) for row in found["rows"]]
+    assert pairs == [(1, 2), (1, 8), (2, 4), (2, 8), (4, 8)]
+    assert all(row["milliseconds"] > 0 for row in found["rows"])
+    # MobileNetV2 with ASPP: about 2.1 million parameters of four bytes.
+    assert 8e6 < found["constants"]["gradient_bytes"] < 9e6
+    assert [row[0] for row in found["clusters"]][::6] == ["8", "512"]
+    assert "MB of gradients per step" in out
+
+
+@pytest.mark.slow
 def test_input_pipeline_is_compared_with_decoding(tiny_records, tmp_path):
     out = run(
         *("benchmarks.input_pipeline", f"--dataset_dir={tiny_records}"),

@@ -204,18 +204,33 @@ def make_training_batches(
     global batch size, and `start` the index of the first sample. With `data_service`,
     the workers of that tf.data service make the batches.
     """
-    rows = batch_size // num_workers
+    rows = find_rows(batch_size, worker, num_workers)
 
     @tf.autograph.experimental.do_not_convert
     def batch(number: tf.Tensor) -> tuple:
-        begin = start + number * batch_size + worker * rows
-        return batch_fn(begin + tf.range(rows, dtype=tf.int64))
+        begin = start + number * batch_size + rows.start
+        return batch_fn(begin + tf.range(len(rows), dtype=tf.int64))
 
     if data_service:
         return service.make_batches(batch, data_service)
     # Batches rather than samples run in parallel, so that a batch is only one call.
     dataset = tf.data.Dataset.range(tf.int64.max)
     return dataset.map(batch, num_parallel_calls=_PARALLEL_CALLS)
+
+
+def find_rows(batch_size: int, worker: int, num_workers: int) -> range:
+    """Returns a worker's rows of a batch; their numbers differ by at most one.
+
+    Raises:
+        UserError: if there are more workers than rows.
+    """
+    if batch_size < num_workers:
+        raise UserError(
+            f"a batch of {batch_size} has too few images for {num_workers} workers; "
+            f"use at least {num_workers}"
+        )
+    ends = [batch_size * (worker + i) // num_workers for i in (0, 1)]
+    return range(*ends)
 
 
 def check_batch_size(batch_size: int, num_workers: int) -> None:
@@ -322,15 +337,16 @@ def load_dataset(
 
     Returns:
         Float32 images 0..255 `[batch, height, width, channels]` and uint8 labels
-        `[batch, height, width, 1]`, where batch is `batch_size / num_workers`; if
-        `named`, also the names, strings `[batch]`.
+        `[batch, height, width, 1]`, where batch is `batch_size / num_workers`, in
+        training rounded up or down; if `named`, also the names, strings `[batch]`.
 
     Raises:
-        UserError: if the split has no records, a batch cannot be divided evenly among
-            the workers, evaluation batches several images and a record is broken, or
-            the data service cannot be reached or does not deliver.
+        UserError: if the split has no records, a batch cannot be divided among the
+            workers, evaluation batches several images and a record is broken, or the
+            data service cannot be reached or does not deliver.
     """
-    check_batch_size(config.batch_size, num_workers)
+    if not training:
+        check_batch_size(config.batch_size, num_workers)
     folder = config.dataset_dir
     if training and config.data_service:
         # The workers of the service may run in other folders.

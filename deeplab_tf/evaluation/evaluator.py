@@ -53,6 +53,18 @@ class _Batch(NamedTuple):
     confidences: tf.Tensor | None = None
 
 
+class Counts(NamedTuple):
+    """What `Evaluator.count` counted; the counts of parts can be added.
+
+    Attributes:
+        images: Images, and those larger than `eval_crop_size`, int64 `[2]`.
+        matrix: Confusion matrix, int64 `[num_classes, num_classes]`.
+    """
+
+    images: np.ndarray
+    matrix: np.ndarray
+
+
 class Evaluator:
     """Evaluates a model repeatedly with one compiled step, for example in training.
 
@@ -167,30 +179,38 @@ class Evaluator:
         Raises:
             UserError: if there are no pixels to score.
         """
+        counts = self.count(dataset, measures, gallery)
+        if total is not None:
+            counts = Counts(*(np.asarray(total(part)) for part in counts))
+        return self.compute_metrics(counts)
+
+    def count(
+        self,
+        dataset: Iterable,
+        measures: Sequence = (),
+        gallery: Gallery | None = None,
+    ) -> Counts:
+        """Evaluates the model on a part of a dataset; see `evaluate`.
+
+        The counts of parts, and those of `measures`, can be added.
+        """
         for collector in (*measures, *([gallery] if gallery else [])):
             collector.reset()
         images = np.zeros(2, np.int64)
-        counts = np.zeros((self.num_classes,) * 2, np.int64)
+        matrix = np.zeros((self.num_classes,) * 2, np.int64)
         confident = any(measure.needs_confidences for measure in measures)
         hidden = not self._shows_progress
         bar = {"total": count_batches(dataset), "unit": "batch", "disable": hidden}
         with ProgressBar(desc="evaluating", **bar) as progress:
             for batch in self._score_batches(dataset, confident):
-                counts += np.asarray(batch.counts)
+                matrix += np.asarray(batch.counts)
                 exceeds = _is_larger(
                     batch.images.shape[1:3], self._config.eval_crop_size
                 )
                 _update_measures(batch, int(images[0]), measures, gallery)
                 images += len(batch.images) * np.array([1, exceeds])
                 progress.update()
-        if total is not None:
-            images, counts = np.asarray(total(images)), np.asarray(total(counts))
-        all_images, larger = images.tolist()
-        if larger and not self._has_noted_sizes:
-            count = pluralize(larger, "image(s) (exceeds|exceed)")
-            print(f"note: {count} eval_crop_size, which was enlarged to fit")
-            self._has_noted_sizes = True
-        return self._compute_metrics(all_images, counts)
+        return Counts(images, matrix)
 
     def _score_batches(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
         """Yields each batch of a dataset with its predictions and counts."""
@@ -253,22 +273,27 @@ class Evaluator:
         parts = (is_real, images, labels, names, *results)
         return [strategy.experimental_local_results(part) for part in parts]
 
-    def _compute_metrics(self, num_images: int, counts: np.ndarray) -> dict:
-        """Returns the metrics of `evaluate` from a confusion matrix."""
-        if counts.sum() == 0:
+    def compute_metrics(self, counts: Counts) -> dict:
+        """Returns the metrics of `evaluate` for the counts of a dataset."""
+        (num_images, larger), matrix = counts.images.tolist(), counts.matrix
+        if larger and not self._has_noted_sizes:
+            number = pluralize(larger, "image(s) (exceeds|exceed)")
+            print(f"note: {number} eval_crop_size, which was enlarged to fit")
+            self._has_noted_sizes = True
+        if matrix.sum() == 0:
             raise UserError(
                 f"no pixels to score: the labels of all {num_images} images are "
-                f"ignored or invalid; class labels are 0..{len(counts) - 1}"
+                f"ignored or invalid; class labels are 0..{len(matrix) - 1}"
             )
         return {
             "images": num_images,
-            "miou": confusion.mean_iou(counts),
-            "pixel_accuracy": confusion.pixel_accuracy(counts),
-            "frequency_weighted_iou": confusion.frequency_weighted_iou(counts),
-            "iou_per_class": _replace_nan(confusion.iou_per_class(counts)),
-            "accuracy_per_class": _replace_nan(confusion.accuracy_per_class(counts)),
-            "f_score_per_class": _replace_nan(confusion.f_score_per_class(counts)),
-            "confusion_matrix": counts.tolist(),
+            "miou": confusion.mean_iou(matrix),
+            "pixel_accuracy": confusion.pixel_accuracy(matrix),
+            "frequency_weighted_iou": confusion.frequency_weighted_iou(matrix),
+            "iou_per_class": _replace_nan(confusion.iou_per_class(matrix)),
+            "accuracy_per_class": _replace_nan(confusion.accuracy_per_class(matrix)),
+            "f_score_per_class": _replace_nan(confusion.f_score_per_class(matrix)),
+            "confusion_matrix": matrix.tolist(),
             "protocol": self._describe_protocol(),
         }
 

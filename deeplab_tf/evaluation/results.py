@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,6 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.comparison import IMAGE_SCORES
-from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
 from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, explain_metrics
@@ -31,9 +31,13 @@ class Split:
     name: str
     info: DatasetInfo
 
-    def load(self) -> tf.data.Dataset:
-        """Loads a dataset of images, labels and names."""
-        return load_dataset(self.data, self.name, False, named=True)
+    def load(self, part: int = 0, num_parts: int = 1) -> tf.data.Dataset:
+        """Loads a part of the split: images, labels and names."""
+        # The batch size of `load_dataset` is that of all parts together.
+        size = self.data.batch_size * num_parts
+        data = dataclasses.replace(self.data, batch_size=size)
+        where = {"worker": part, "num_workers": num_parts}
+        return load_dataset(data, self.name, False, **where, named=True)
 
 
 def list_result_files(with_report: bool) -> list[str]:
@@ -46,29 +50,26 @@ def make_gallery(info: DatasetInfo) -> Gallery:
     return Gallery(info.num_classes, info.ignore_label, extremes=_EXTREMES)
 
 
-def score_split(
-    evaluator: Evaluator,
-    dataset: tf.data.Dataset,
+def add_details(
+    metrics: dict,
     split: Split,
     checkpoint: str,
-    measures: Mapping[str, object],
+    measures: Mapping[str, Any],
     gallery: Gallery | None = None,
     experiment: Experiment | None = None,
 ) -> dict:
-    """Evaluates a model on a split, and adds details to the metrics.
+    """Adds measures, protocol and scores of images to the metrics of an `Evaluator`.
 
-    These are the protocol, and the likely reasons for classes that are never predicted.
+    Also adds the likely reasons for classes that are never predicted.
 
     Args:
-        evaluator: Evaluator of the model.
-        dataset: Dataset of images, labels and names; see `Split.load`.
+        metrics: The metrics, which are changed and returned.
         split: The split, for the protocol.
         checkpoint: Prefix of the checkpoint, for the protocol.
         measures: Additional measures by name; see `make_measures`.
-        gallery: Collects the worst and best images, if given.
+        gallery: Has the scores of the images, if given.
         experiment: Settings of the training run; None if unknown.
     """
-    metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
     if gallery is not None:
         metrics[IMAGE_SCORES] = dict(gallery.scores)
     metrics |= {name: measure.metrics() for name, measure in measures.items()}
@@ -98,7 +99,7 @@ def write_results(
 ) -> list[str]:
     """Atomically writes metrics.json and the report, and returns their paths.
 
-    `metrics` come from `score_split`; without `gallery`, no report is written;
+    `metrics` come from `add_details`; without `gallery`, no report is written;
     `command` is the command line that produced the results; `compared` are the metrics
     of another evaluation, from `comparison.read_metrics`.
     """

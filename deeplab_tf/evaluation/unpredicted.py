@@ -68,7 +68,7 @@ def explain_metrics(
     info: DatasetInfo,
     experiment: Experiment | None,
 ) -> dict[str, str]:
-    """Calls `explain_unpredicted` with the metrics of `score_split`.
+    """Calls `explain_unpredicted` with the metrics of `results.add_details`.
 
     Reasons come from the training records of `experiment` or, if these cannot be read,
     from the labels of the evaluated split.

@@ -1,10 +1,17 @@
-"""The ledger of a folder: the names and SHA-256 of the files that we wrote there."""
+"""The ledger of a folder: the names and SHA-256 of the files that we wrote there.
 
+Several processes may append to a ledger on one machine, but not in an object store. The
+workers of a pipeline therefore write parts, which `merge_parts` adds to the ledger.
+"""
+
+import contextlib
+import contextvars
 import errno
 import functools
 import hashlib
 import os
 import re
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -14,6 +21,7 @@ from deeplab_tf.files.file_kinds import is_remote
 LEDGER = ".deeplab_tf.sha256"
 _LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
 _BLOCK = 1 << 20
+_PART: contextvars.ContextVar[str] = contextvars.ContextVar("part", default="")
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
 
@@ -36,12 +44,16 @@ def is_regular_file(path: str) -> bool:
 class Ledger:
     """The digests of the files that we wrote to a folder, by name.
 
+    Args:
+        folder: The folder.
+        part: Name of the part to read and write; "" is the ledger itself.
+
     Raises:
         UserError: if the ledger is a folder, a link or a device.
     """
 
-    def __init__(self, folder: str):
-        self._path = os.path.join(folder, LEDGER)
+    def __init__(self, folder: str, part: str = ""):
+        self._path = os.path.join(folder, f"{LEDGER}.{part}" if part else LEDGER)
         if tf.io.gfile.exists(self._path) and not is_regular_file(self._path):
             raise UserError(f"{self._path} is not a regular file; move it elsewhere")
         self._digests, self._version, self._is_cut = {}, None, False
@@ -55,9 +67,20 @@ class Ledger:
 
     def add(self, name: str, digest: str) -> None:
         """Adds a file; call this before writing it, in case we are killed."""
-        if digest in self.digests(name):
+        if digest not in self.digests(name):
+            self._append([(name, digest)])
+
+    def add_part(self, part: "Ledger") -> None:
+        """Adds the files of another ledger of the folder."""
+        part.digests("")  # reads it
+        files = [(n, d) for n, found in part._digests.items() for d in sorted(found)]
+        self._append([(n, d) for n, d in files if d not in self.digests(n)])
+
+    def _append(self, files: Sequence[tuple[str, str]]) -> None:
+        if not files:
             return
-        content = format_entry(name, digest).encode(errors="surrogateescape")
+        text = "".join(format_entry(*file) for file in files)
+        content = text.encode(errors="surrogateescape")
         if self._is_cut:
             content = b"\n" + content
         if is_remote(self._path):
@@ -69,7 +92,8 @@ class Ledger:
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, "No room for the ledger", self._path)
         self._is_cut = False
-        self._digests.setdefault(name, set()).add(digest)
+        for name, digest in files:
+            self._digests.setdefault(name, set()).add(digest)
         self._version = self._current_version()
 
     def _current_version(self) -> tuple[int, ...] | None:
@@ -100,9 +124,38 @@ class Ledger:
 
 
 @functools.lru_cache(maxsize=64)
+def _open_part(folder: str, part: str) -> Ledger:
+    return Ledger(folder, part)
+
+
 def open_ledger(folder: str) -> Ledger:
-    """Returns the cached ledger of a folder."""
-    return Ledger(folder)
+    """Returns the cached ledger of a folder, or the part that `write_part` names."""
+    return _open_part(folder, _PART.get())
+
+
+def find_digests(folder: str, name: str) -> set[str]:
+    """Returns the digests of a file in the ledger, and in the part in use."""
+    parts = {"", _PART.get()}
+    return set().union(*(_open_part(folder, part).digests(name) for part in parts))
+
+
+@contextlib.contextmanager
+def write_part(name: str) -> Iterator[None]:
+    """Adds files to a part of the ledger instead, in this thread."""
+    token = _PART.set(name)
+    try:
+        yield
+    finally:
+        _PART.reset(token)
+
+
+def merge_parts(folder: str) -> None:
+    """Adds the parts of a folder to its ledger and removes them."""
+    prefix = f"{LEDGER}."
+    for name in sorted(tf.io.gfile.listdir(folder)):
+        if name.startswith(prefix):
+            _open_part(folder, "").add_part(Ledger(folder, name.removeprefix(prefix)))
+            tf.io.gfile.remove(os.path.join(folder, name))
 
 
 def format_entry(name: str, digest: str) -> str:

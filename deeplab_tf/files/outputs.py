@@ -21,8 +21,10 @@ from deeplab_tf.files.ledger import (
     LEDGER,
     Ledger,
     digest_file,
+    find_digests,
     format_entry,
     is_regular_file,
+    merge_parts,
     open_ledger,
 )
 
@@ -60,7 +62,7 @@ def is_ours(path: str) -> bool:
     """Returns whether an existing file is unchanged output of ours."""
     path = _resolve_links(path)
     folder, name = split_path(path)
-    digests = open_ledger(folder).digests(name)
+    digests = find_digests(folder, name)
     return bool(digests) and digest_file(path) in digests
 
 
@@ -119,6 +121,7 @@ def claim(
     if not tf.io.gfile.isdir(real):
         return
     scratch.remove_leftovers(real)
+    merge_parts(real)
     existing = set(tf.io.gfile.listdir(real))
     paths = [os.path.join(folder, name) for name in names if name in existing]
     protected = _find_identities(inputs) if paths else set()
@@ -131,6 +134,13 @@ def claim(
         _require_replaceable_file(target, overwrite)
         if overwrite:
             _record_digest(target, digest_file(target))
+
+
+def merge_ledgers(folders: Iterable[str]) -> None:
+    """Adds what workers wrote to folders to the ledgers; see `ledger.merge_parts`."""
+    for folder in folders:
+        if tf.io.gfile.isdir(folder):
+            merge_parts(_resolve_links(folder))
 
 
 def _record_digest(path: str, digest: str) -> None:

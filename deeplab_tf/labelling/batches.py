@@ -38,18 +38,25 @@ def batch_by_size(
 
 
 def label_images(
-    images: Images, labeler, batch_size: int, writers: Iterable[Writer]
+    images: Images,
+    labeler,
+    batch_size: int,
+    writers: Iterable[Writer],
+    shows_progress: bool = True,
 ) -> int:
     """Labels images, passes the labels to the writers and returns the image count.
 
     `labeler` maps images `[b, h, w, channels]` of one size to labels `[b, h, w]`. The
     next batch is read while it runs.
     """
-    batches = batch_by_size(images.images, batch_size)
+    batches, count = batch_by_size(images.images, batch_size), 0
     with (
         ThreadPoolExecutor(1) as reader,
         ProgressBar(
-            total=images.total, desc="predicting", unit=images.unit
+            total=images.total,
+            desc="predicting",
+            unit=images.unit,
+            disable=not shows_progress,
         ) as progress,
     ):
         batch = next(batches, None)
@@ -60,6 +67,7 @@ def label_images(
             for labelled in zip(names, pixels, maps, strict=True):
                 for write in writers:
                     write(*labelled)
+            count += len(batch)
             progress.update(len(batch))
             batch = following.result()
-    return progress.n
+    return count

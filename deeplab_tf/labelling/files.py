@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -23,13 +24,23 @@ class ImageReader:
         paths: Maps the name of each output to its image file.
         skip_broken: Whether to skip files that cannot be read, instead of raising an
             error for the first one.
+        may_skip_all: Whether to skip even the last one.
+
+    Attributes:
+        errors: One line about each skipped file.
     """
 
-    def __init__(self, paths: Mapping[str, str], skip_broken: bool = False):
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        skip_broken: bool = False,
+        may_skip_all: bool = False,
+    ):
         self._paths = dict(paths)
         self._skip_broken = skip_broken
+        self._may_skip_all = may_skip_all
         self._format = (3, 255)
-        self._errors: list[str] = []
+        self.errors: list[str] = []
         # Images that are too large to be decoded at once.
         self._large: dict[str, str] = {}
 
@@ -95,24 +106,34 @@ class ImageReader:
                 check(path)
             except UserError as error:
                 self._skip(name, error)
-        if not self._paths:
-            raise UserError(f"all images are broken; first error: {self._errors[0]}")
+        if not self._paths and not self._may_skip_all:
+            raise_all_broken(self.errors)
 
     def _skip(self, name: str, error: UserError) -> None:
         if not self._skip_broken:
             raise error
         del self._paths[name]
-        self._errors.append(one_line(error))
+        self.errors.append(one_line(error))
 
     def report(self, folder: str | None) -> None:
         """Reports skipped files on stderr and, if given, in a file in `folder`."""
-        if not self._errors:
-            return
-        where = ""
-        if folder:
-            tf.io.gfile.makedirs(folder)
-            where = f", see {os.path.join(folder, SKIPPED)}"
-            lines = "".join(f"{error}\n" for error in self._errors)
-            outputs.write_text(lines, os.path.join(folder, SKIPPED))
-        skipped = pluralize(len(self._errors), "broken image(s)")
-        print(f"skipped {skipped}{where}", file=sys.stderr)
+        report_skipped(self.errors, folder)
+
+
+def raise_all_broken(errors: Sequence[str]) -> NoReturn:
+    """Raises the UserError for images that are all broken."""
+    raise UserError(f"all images are broken; first error: {errors[0]}")
+
+
+def report_skipped(errors: Sequence[str], folder: str | None) -> None:
+    """Reports skipped files on stderr and, if given, in a file in `folder`."""
+    if not errors:
+        return
+    where = ""
+    if folder:
+        tf.io.gfile.makedirs(folder)
+        where = f", see {os.path.join(folder, SKIPPED)}"
+        lines = "".join(f"{error}\n" for error in errors)
+        outputs.write_text(lines, os.path.join(folder, SKIPPED))
+    skipped = pluralize(len(errors), "broken image(s)")
+    print(f"skipped {skipped}{where}", file=sys.stderr)

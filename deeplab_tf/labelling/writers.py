@@ -60,7 +60,9 @@ def list_image_outputs(images: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
+def write_images(
+    folder: str, info: DatasetInfo, has_overview: bool = True
+) -> Iterator[Writer]:
     """Writes the labels, colours and overlay of every image, and an overview."""
     tf.io.gfile.makedirs(folder)
     overlays = []
@@ -69,10 +71,12 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
         prefix = os.path.join(folder, name)
         tf.io.gfile.makedirs(os.path.dirname(prefix))
         overlay = _write_images(image, labels, info, prefix)
-        if len(overlays) < _OVERVIEW_IMAGES:
+        if has_overview and len(overlays) < _OVERVIEW_IMAGES:
             overlays.append(visualize.shrink(overlay, visualize.SHEET_SIDE))
 
     yield add
+    if not has_overview:
+        return
     overview = os.path.join(folder, _OVERVIEW)
     outputs.write_bytes(
         visualize.encode_png(visualize.contact_sheet(overlays)), overview

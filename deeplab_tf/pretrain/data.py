@@ -195,7 +195,8 @@ def load_classified_images(
         UserError: if the split contains no records, or a batch cannot be divided evenly
             among the workers.
     """
-    check_batch_size(config.batch_size, num_workers)
+    if not training:
+        check_batch_size(config.batch_size, num_workers)
     source = open_classified_images(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)
     if training:

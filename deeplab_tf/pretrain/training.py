@@ -99,23 +99,23 @@ def _make_validation(values, data: DataConfig) -> ClassValidation:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Checks all flags and data, then trains."""
-    strategy = make_strategy(values)
-    with distribution.report_lost_workers(distribution.current_worker(strategy)):
-        _train(values, strategy)
-
-
-def _train(values, strategy: tf.distribute.Strategy) -> None:
-    """Claims `--train_logdir`, creates or resumes a trainer, and trains."""
     source = open_classified_images(
         values.dataset, values.dataset_dir or "", values.train_split
     )
+    strategy = make_strategy(values, source)
+    with distribution.report_lost_workers(distribution.current_worker(strategy)):
+        _train(values, source, strategy)
+
+
+def _train(values, source: Source, strategy: tf.distribute.Strategy) -> None:
+    """Claims `--train_logdir`, creates or resumes a trainer, and trains."""
     experiment = _read_experiment(values, source)
     validation = _make_validation(values, experiment.data)
-    is_chief = distribution.current_worker(strategy).is_chief
+    worker = distribution.current_worker(strategy)
     folder = experiment.train.train_logdir
-    with claim_logdir(folder, values.overwrite, is_chief):
+    with claim_logdir(folder, values.overwrite, worker.is_chief):
         replicas = strategy.num_replicas_in_sync
-        start = find_start(experiment, values.batch_norm, replicas)
+        start = find_start(experiment, values.batch_norm, replicas, worker.count)
         trainer, experiment, latest = prepare_trainer(
             experiment, start, strategy, values.precision, build_classifier
         )

@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.errors import UserError, one_line, suggest_similar
+from deeplab_tf.programs import runners
 from deeplab_tf.programs.flag_help import format_requested_help, list_names
 
 # Flags whose value is an output path.
@@ -202,6 +203,7 @@ def parse_flags(values: absl_flags.FlagValues, argv: list[str]) -> None:
         UserError: for an unknown or missing flag, a positional argument or an empty
             output path.
     """
+    argv, options = runners.split_options(argv)
     try:
         rest = values(argv)[1:]
     except absl_flags.UnrecognizedFlagError as error:
@@ -212,6 +214,7 @@ def parse_flags(values: absl_flags.FlagValues, argv: list[str]) -> None:
         ) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+    runners.add_options(values, options)
     _require_all(values)
     for name in values:
         value = values[name].value

@@ -2,7 +2,8 @@
 
     python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
 
-Prints IoU per class, and writes metrics.json and report.html to --eval_logdir.
+Prints IoU per class, and writes metrics.json and report.html to --eval_logdir. With
+--runner, it evaluates on a runner of Apache Beam, and writes no report.html.
 """
 
 import os
@@ -13,6 +14,7 @@ from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.config.options import EVALUATION, HARDWARE, OUTPUT
 from deeplab_tf.errors import UserError
+from deeplab_tf.programs import runners
 from deeplab_tf.serving.choices import require_engine
 
 _START = {
@@ -75,6 +77,7 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_options(values, EvalConfig, EVALUATION)
     flags.define_flags(values, _EVALUATION, EVALUATION)
     flags.define_flags(values, _HARDWARE, HARDWARE)
+    runners.define_flags(values)
     flags.define_flags(values, _OUTPUT, OUTPUT)
     flags.define_overwrite(values)
     return values
@@ -88,6 +91,9 @@ def check(values: absl_flags.FlagValues) -> None:
         raise UserError(
             "--compare needs --eval_logdir and --report: it fills report.html"
         )
+    runners.check(values, ("report", "compare", "corruptions", "eval_interval_secs"))
+    if values.runner and not values.eval_logdir:
+        raise UserError("--runner needs --eval_logdir: a folder that all workers reach")
 
 
 def has_frozen_weights(values: absl_flags.FlagValues) -> bool:

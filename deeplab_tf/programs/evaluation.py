@@ -1,6 +1,10 @@
 """Evaluates a model with the flags of eval.py."""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -10,25 +14,26 @@ from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.reader import count_batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.comparison import read_metrics
-from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.evaluation.evaluator import Counts, Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.measures import describe_measures, make_measures
 from deeplab_tf.evaluation.results import (
     Split,
+    add_details,
     format_class_table,
     list_result_files,
     make_gallery,
-    score_split,
     write_results,
 )
 from deeplab_tf.evaluation.robustness import measure_robustness
 from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, describe_unpredicted
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
-from deeplab_tf.programs import read_command_line
+from deeplab_tf.programs import eval as program, parse_flags, read_command_line, runners
 from deeplab_tf.programs.loading import (
     find_records,
     list_checkpoints,
@@ -37,6 +42,8 @@ from deeplab_tf.programs.loading import (
 )
 from deeplab_tf.serving.formats import is_artefact
 from deeplab_tf.training.distribution import make_local_strategy
+
+_BATCHES_PER_PART = 50  # of the tasks of --runner
 
 # Flags that only apply to checkpoints, in addition to the model flags.
 _CHECKPOINT_FLAGS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
@@ -48,8 +55,31 @@ def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalC
     return flags.read_options(values, EvalConfig, base, ignore_label=info.ignore_label)
 
 
-def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
-    """Evaluates an exported model."""
+class _Evaluation(NamedTuple):
+    """What the flags ask to evaluate.
+
+    Attributes:
+        evaluator: The evaluator of the model.
+        split: The split to evaluate on.
+        source: Path of the model: an exported one, or the prefix of a checkpoint.
+        experiment: Settings of the training run; None if unknown.
+    """
+
+    evaluator: Evaluator
+    split: Split
+    source: str
+    experiment: Experiment | None = None
+
+    def make_measures(self, values: absl_flags.FlagValues) -> dict:
+        """Returns the additional measures of the flags, by name."""
+        chosen = values.trimap, values.boundary_iou, values.calibration
+        return make_measures(self.split.info, *chosen)
+
+
+def _open_artefact(
+    values: absl_flags.FlagValues, path: str, shows_progress: bool = True
+) -> _Evaluation:
+    """Loads an exported model."""
     others = (*flags.INFERENCE, *_CHECKPOINT_FLAGS)
     artefact, (folder, info) = load_exported_model(values, path, others)
     if values.calibration:
@@ -63,17 +93,21 @@ def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
         dataset=info.name,
         batch_size=config.eval_batch_size,
     )
-    split = Split(data, values.eval_split, info)
-    _score_and_report(values, Evaluator(artefact, config), split, path)
+    evaluator = Evaluator(artefact, config, shows_progress)
+    return _Evaluation(evaluator, Split(data, values.eval_split, info), path)
 
 
-def _evaluate_checkpoint(
+def _open_checkpoint(
     values: absl_flags.FlagValues,
     checkpoint: tf1.Checkpoint,
     strategy: tf.distribute.Strategy,
-    prints_preset: bool = True,
-) -> None:
-    """Evaluates the model of a checkpoint."""
+    is_first: bool = True,
+    shows_progress: bool = True,
+) -> _Evaluation:
+    """Restores the model of a checkpoint.
+
+    For the first one, prints deviations from the preset.
+    """
     (folder, info), experiment = find_records(values, checkpoint)
     config, preset = _read_eval_config(values, info), flags.read_preset(values)
     with strategy.scope():
@@ -87,7 +121,7 @@ def _evaluate_checkpoint(
         batch_size=config.eval_batch_size,
     )
     split = Split(data, flags.read_split(values, "eval_split", preset), info)
-    if preset and prints_preset:
+    if preset and is_first:
         # Evaluation uses only the dataset and the resizing of the data config.
         names = ("dataset", *flags.RESIZING)
         used = {name: getattr(data, name) for name in names}
@@ -97,19 +131,13 @@ def _evaluate_checkpoint(
             (preset.data, dataclasses.replace(preset.data, **used)),
         ]
         print(describe_run(preset, parts, eval_split=split.name))
-    _score_and_report(
-        values, Evaluator(model, config), split, checkpoint.prefix, experiment
-    )
+    evaluator = Evaluator(model, config, shows_progress)
+    return _Evaluation(evaluator, split, checkpoint.prefix, experiment)
 
 
-def _score_and_report(
-    values: absl_flags.FlagValues,
-    evaluator: Evaluator,
-    split: Split,
-    source: str,
-    experiment: Experiment | None = None,
-) -> None:
+def _score_and_report(values: absl_flags.FlagValues, evaluation: _Evaluation) -> None:
     """Evaluates a model on a split; writes and prints the results."""
+    evaluator, split, source, experiment = evaluation
     info = split.info
     if _read_corruptions(values) and info.channels != 3:
         raise UserError(
@@ -119,14 +147,16 @@ def _score_and_report(
     dataset = split.load()
     if values.eval_logdir:
         tf.io.gfile.makedirs(values.eval_logdir)  # fails before the evaluation
-    writes_report = values.report and values.eval_logdir
+    writes_report = values.report and values.eval_logdir and not values.runner
     gallery = make_gallery(info) if writes_report else None
-    measures = make_measures(
-        info, values.trimap, values.boundary_iou, values.calibration
-    )
-    metrics = score_split(
-        evaluator, dataset, split, source, measures, gallery, experiment
-    )
+    measures = evaluation.make_measures(values)
+    if values.runner:
+        size = count_batches(dataset) or 0
+        counts = _count_on_runner(values, source, size, measures)
+        metrics = evaluator.compute_metrics(counts)
+    else:
+        metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
+    add_details(metrics, split, source, measures, gallery, experiment)
     print(format_class_table(metrics, info))
     written = metrics, info, gallery, compared
     paths = _write_results(values, *written)
@@ -145,6 +175,53 @@ def _score_and_report(
     reasons = metrics.get(NEVER_PREDICTED, {})
     for line in describe_unpredicted(reasons, info.num_classes):
         print(line)
+
+
+def _count_on_runner(
+    values: absl_flags.FlagValues, source: str, num_batches: int, measures: dict
+) -> Counts:
+    """Counts a split on the workers of --runner; fills the measures."""
+    parts = max(1, math.ceil(num_batches / _BATCHES_PER_PART))
+    # Checkpoints may be added to the folder meanwhile.
+    given = [*runners.list_given(values), f"--checkpoint_dir={source}"]
+    results = runners.run_tasks(
+        values,
+        functools.partial(_load_worker, given),
+        _count_part,
+        [(i, parts) for i in range(parts)],
+        values.eval_logdir,
+    )
+    counts, measured = zip(*results, strict=True)
+    for measure, found in zip(
+        measures.values(), zip(*measured, strict=True), strict=True
+    ):
+        measure.counts = sum(found)
+    return Counts(*(sum(part) for part in zip(*counts, strict=True)))
+
+
+def _load_worker(given: Sequence[str]) -> tuple[_Evaluation, dict]:
+    """Returns model, split and measures in a worker; `given` are the given flags."""
+    values = program.define_flags()
+    parse_flags(values, ["deeplab-eval", *given])
+    path = values.checkpoint_dir
+    if is_artefact(path):
+        evaluation = _open_artefact(values, path, shows_progress=False)
+    else:
+        strategy = make_local_strategy(values.num_clones, values.clone_on_cpu)
+        [checkpoint] = list_checkpoints(values, 1)
+        options = {"is_first": False, "shows_progress": False}
+        evaluation = _open_checkpoint(values, checkpoint, strategy, **options)
+    return evaluation, evaluation.make_measures(values)
+
+
+def _count_part(
+    worker: tuple[_Evaluation, dict], part: tuple[int, int]
+) -> tuple[Counts, list[np.ndarray]]:
+    """Returns the counts of a part of the split, and those of the measures."""
+    evaluation, measures = worker
+    dataset = evaluation.split.load(*part)
+    counts = evaluation.evaluator.count(dataset, list(measures.values()))
+    return counts, [measure.counts for measure in measures.values()]
 
 
 def _write_results(
@@ -191,9 +268,10 @@ def main(values: absl_flags.FlagValues) -> None:
         outputs.claim(values.eval_logdir, names, values.overwrite)
     path = values.checkpoint_dir
     if is_artefact(path):
-        _evaluate_artefact(values, path)
+        _score_and_report(values, _open_artefact(values, path))
         return
     strategy = make_local_strategy(values.num_clones, values.clone_on_cpu)
     checkpoints = list_checkpoints(values, values.max_number_of_evaluations)
     for i, checkpoint in enumerate(checkpoints):
-        _evaluate_checkpoint(values, checkpoint, strategy, prints_preset=i == 0)
+        evaluation = _open_checkpoint(values, checkpoint, strategy, is_first=i == 0)
+        _score_and_report(values, evaluation)

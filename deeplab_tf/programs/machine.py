@@ -6,17 +6,35 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import flags as absl_flags
 
+from deeplab_tf.data.source import Source
 from deeplab_tf.files.locks import training_lock
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
 
+# Flags that may differ between the workers of a training run.
+_OWN_FLAGS = {"dataset_dir", "train_logdir", "tf_initial_checkpoint"}
 
-def make_strategy(values: absl_flags.FlagValues) -> tf.distribute.Strategy:
-    """Makes the strategy that the flags select; call this before any TensorFlow op."""
+
+def make_strategy(
+    values: absl_flags.FlagValues, source: Source
+) -> tf.distribute.Strategy:
+    """Makes the strategy that the flags select; call this before any TensorFlow op.
+
+    Several workers must have equal flags, and records like those of `source`.
+    """
     if values.deterministic:
         tf.config.experimental.enable_op_determinism()
+    settings = {
+        f"--{name}": str(values[name].value)
+        for name in values
+        if name not in _OWN_FLAGS
+    }
     return distribution.make_strategy(
-        values.distribution_strategy, values.num_clones, values.clone_on_cpu, values.tpu
+        values.distribution_strategy,
+        values.num_clones,
+        values.clone_on_cpu,
+        values.tpu,
+        {"records": source.fingerprint} | settings,
     )
 
 

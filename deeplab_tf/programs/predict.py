@@ -1,4 +1,4 @@
-"""Predicts label maps for images or a video.
+r"""Predicts label maps for images or a video.
 
     python -m deeplab_tf.predict --model=logs --images='photos/*.jpg' --output_dir=out
     python -m deeplab_tf.predict --model=logs --video=drive.mp4 --output_dir=out
@@ -14,6 +14,13 @@ For drive.mp4, it writes drive_overlay.mp4. A camera, such as --video=0, runs un
 
 --submission and --submission_file pack the label maps of the images in --image_list for
 a benchmark server.
+
+    deeplab-predict --model=export --images=photos --output_dir=out \
+      --runner=DirectRunner -- --direct_running_mode=multi_processing \
+      --direct_num_workers=8
+
+labels images on a runner of Apache Beam. Broken images do not stop it: skipped.txt
+lists them, and without --skip_broken the exit status is 1.
 """
 
 from absl import flags as absl_flags
@@ -22,6 +29,7 @@ from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.config.options import DATA, EVALUATION, HARDWARE, OUTPUT
 from deeplab_tf.errors import UserError
+from deeplab_tf.programs import runners
 from deeplab_tf.serving.choices import require_engine
 
 # Keys of `evaluation.submission.SUBMISSIONS`, which needs TensorFlow.
@@ -78,6 +86,7 @@ _OUTPUT = {
 }
 # Flags that have no effect without another flag.
 _NEEDS = {
+    "runner": "images",
     "image_list": "images",
     "submission": "images",
     "submission_file": "submission",
@@ -96,6 +105,7 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_model_flags(values, "predict")
     flags.define_options(values, EvalConfig, EVALUATION, flags.INFERENCE)
     flags.define_flags(values, _HARDWARE, HARDWARE)
+    runners.define_flags(values)
     flags.define_flags(values, _OUTPUT, OUTPUT)
     flags.define_overwrite(values)
     return values
@@ -117,6 +127,7 @@ def check(values: absl_flags.FlagValues) -> None:
         raise UserError("--submission needs --submission_file: the archive to write")
     if not values.output_dir and not values.submission:
         raise UserError("--output_dir is required: the folder to write to")
+    runners.check(values, ("html", "submission"))
 
 
 def has_frozen_weights(values: absl_flags.FlagValues) -> bool:

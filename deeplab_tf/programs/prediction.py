@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,11 +26,16 @@ from deeplab_tf.images.videos import Video, read_video
 from deeplab_tf.inference import Predictor
 from deeplab_tf.labelling import writers
 from deeplab_tf.labelling.batches import Images, label_images
-from deeplab_tf.labelling.files import SKIPPED, ImageReader
+from deeplab_tf.labelling.files import (
+    SKIPPED,
+    ImageReader,
+    raise_all_broken,
+    report_skipped,
+)
 from deeplab_tf.labelling.large import TILE, label_in_tiles
 from deeplab_tf.labelling.page import PAGE_FILE, write_predictions_page
 from deeplab_tf.presets import describe_run
-from deeplab_tf.programs import read_command_line
+from deeplab_tf.programs import parse_flags, predict, read_command_line, runners
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
     require_no_model_flags,
@@ -40,6 +46,9 @@ from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.serving.signatures import ResizingPredictor
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.windows import translate_limit_errors
+
+# Images of a task of --runner.
+_CHUNK = 50
 
 # If neither the model nor a flag gives the number of classes.
 _MAX_CLASSES = 255
@@ -125,13 +134,17 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     """
     paths = find_images(values.images, values.image_list, values.output_dir or "")
     images = ImageReader(paths, values.skip_broken)
-    images.check_headers()
+    if not values.runner:  # whose workers check them
+        images.check_headers()
     geotiffs = _find_geotiffs(paths) if values.output_dir else {}
     if values.output_dir:
         names = writers.list_image_outputs(paths)
         names += [name + writers.GEOTIFF_SUFFIX for name in geotiffs]
         names += [PAGE_FILE] if values.html else []
         _claim_by_folder(values, [*names, SKIPPED], inputs=paths.values())
+    if values.runner:
+        _label_on_runner(values, paths)
+        return
     labeler, info = _load_labeler(values)
     images.check(info.channels, info.max_value)
     with contextlib.ExitStack() as stack:
@@ -147,16 +160,77 @@ def _label_images(values: absl_flags.FlagValues) -> None:
         if geotiffs:
             opened.append(writers.write_geotiffs(values.output_dir, geotiffs))
         opened = [stack.enter_context(writer) for writer in opened]
-        source = Images(images, len(images), "img")
-        count = label_images(source, labeler, values.batch_size, opened)
-        for name, large in images.open_large():
-            print(f"{large.path} is labelled in tiles of {TILE}x{TILE} pixels")
-            labels, shown = label_in_tiles(large, labeler)
-            for write in opened:
-                write(name, shown, labels)
-            count += 1
+        count = _label_files(images, labeler, values.batch_size, opened)
     print(pluralize(count, "image(s) labelled"))
     images.report(values.output_dir)
+
+
+def _label_files(
+    images: ImageReader,
+    labeler: Labeler,
+    batch_size: int,
+    opened: Iterable[writers.Writer],
+    shows_progress: bool = True,
+) -> int:
+    """Labels image files, large ones in tiles; returns their number."""
+    source = Images(images, len(images), "img")
+    count = label_images(source, labeler, batch_size, opened, shows_progress)
+    for name, large in images.open_large():
+        print(f"{large.path} is labelled in tiles of {TILE}x{TILE} pixels")
+        labels, shown = label_in_tiles(large, labeler)
+        for write in opened:
+            write(name, shown, labels)
+        count += 1
+    return count
+
+
+def _label_on_runner(values: absl_flags.FlagValues, paths: Mapping[str, str]) -> None:
+    """Labels images on the workers of --runner; broken ones do not stop it."""
+    found = list(paths.items())
+    chunks = [found[i : i + _CHUNK] for i in range(0, len(found), _CHUNK)]
+    load = functools.partial(_load_worker, runners.list_given(values))
+    folder = values.output_dir
+    results = runners.run_tasks(
+        *(values, load, _label_chunk, chunks, folder), has_frozen_weights=True
+    )
+    names = {os.path.dirname(name) for name in paths}
+    outputs.merge_ledgers(os.path.join(folder, name) for name in names)
+    print(pluralize(sum(count for count, _ in results), "image(s) labelled"))
+    errors = [line for _, lines in results for line in lines]
+    if len(errors) == len(paths):
+        raise_all_broken(errors)
+    report_skipped(errors, folder)
+    if errors and not values.skip_broken:
+        raise UserError(f"{errors[0]}; to accept broken images, add --skip_broken")
+
+
+def _load_worker(
+    given: Sequence[str],
+) -> tuple[absl_flags.FlagValues, Labeler, DatasetInfo]:
+    """Returns flags, labeler and classes in a worker; `given` are the given flags."""
+    values = predict.define_flags()
+    parse_flags(values, ["deeplab-predict", *given])
+    return values, *_load_labeler(values)
+
+
+def _label_chunk(
+    worker: tuple[absl_flags.FlagValues, Labeler, DatasetInfo],
+    paths: Sequence[tuple[str, str]],
+) -> tuple[int, list[str]]:
+    """Labels images in a worker; returns their number and a line per broken one."""
+    values, labeler, info = worker
+    folder = values.output_dir
+    images = ImageReader(dict(paths), skip_broken=True, may_skip_all=True)
+    images.check_headers()
+    images.check(info.channels, info.max_value)
+    geotiffs = _find_geotiffs(dict(paths))
+    with contextlib.ExitStack() as stack:
+        opened = [writers.write_images(folder, info, has_overview=False)]
+        if geotiffs:
+            opened.append(writers.write_geotiffs(folder, geotiffs))
+        opened = [stack.enter_context(writer) for writer in opened]
+        count = _label_files(images, labeler, values.batch_size, opened, False)
+    return count, images.errors
 
 
 def _find_geotiffs(paths: Mapping[str, str]) -> dict[str, str]:

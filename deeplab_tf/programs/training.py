@@ -161,24 +161,27 @@ def main(values: absl_flags.FlagValues) -> None:
     """Trains, or resumes training."""
     flags.check_flags(values, "train")
     preset = flags.read_preset(values)
-    strategy = make_strategy(values)
-    with distribution.report_lost_workers(distribution.current_worker(strategy)):
-        _train(values, preset, strategy)
-
-
-def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
-    """Prepares the run under the lock of its folder, then trains."""
     source = _open_records(values, preset)
+    strategy = make_strategy(values, source)
+    with distribution.report_lost_workers(distribution.current_worker(strategy)):
+        _train(values, preset, source, strategy)
+
+
+def _train(
+    values, preset: Preset | None, source: Source, strategy: tf.distribute.Strategy
+) -> None:
+    """Prepares the run under the lock of its folder, then trains."""
     experiment = _read_experiment(values, preset, source)
     if experiment.data.data_service:
         service.require_service(experiment.data.data_service)
     validation = _make_validation(values, experiment, preset)
-    is_chief = distribution.current_worker(strategy).is_chief
-    writes = is_chief and not values.sanity_overfit
+    worker = distribution.current_worker(strategy)
+    writes = worker.is_chief and not values.sanity_overfit
     folder = experiment.train.train_logdir
     with claim_logdir(folder, values.overwrite, writes):
         policy = _read_batch_norm_policy(values, preset)
-        start = find_start(experiment, policy, strategy.num_replicas_in_sync)
+        replicas = strategy.num_replicas_in_sync
+        start = find_start(experiment, policy, replicas, worker.count)
         experiment = _check_records(values, experiment, source)
         trainer, experiment, latest = prepare_trainer(
             experiment, start, strategy, values.precision

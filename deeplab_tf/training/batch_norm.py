@@ -30,16 +30,19 @@ def _synchronize(x, gamma, beta, epsilon: float):
     The mean is reduced before squaring, because `E[x^2] - E[x]^2` loses all digits if
     the mean is large.
     """
-    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     dtype, x = x.dtype, tf.cast(x, tf.float32)
+    own = tf.cast(tf.size(x) // tf.shape(x)[-1], x.dtype)
 
     def average(value):
-        return sum_over_replicas(value) / replicas
+        """Returns the average over all pixels, and their number."""
+        # Replicas may have different numbers of images.
+        mean = tf.reduce_mean(value, (0, 1, 2))
+        sums = sum_over_replicas(tf.concat([mean * own, [own]], 0))
+        return sums[:-1] / sums[-1], sums[-1]
 
-    mean = average(tf.reduce_mean(x, (0, 1, 2)))
+    mean, count = average(x)
     centred = x - mean
-    variance = average(tf.reduce_mean(tf.square(centred), (0, 1, 2)))
-    count = tf.cast(tf.size(x) // tf.shape(x)[-1] * replicas, x.dtype)
+    variance, _ = average(tf.square(centred))
     unbiased = variance * (count / tf.maximum(count - 1.0, 1.0))
     scale = gamma.value * tf.math.rsqrt(variance + epsilon)
     return tf.cast(centred * scale + beta.value, dtype), mean, unbiased

@@ -3,12 +3,16 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import keras
 import tensorflow as tf
 
+import deeplab_tf
 from deeplab_tf import strict_json
+from deeplab_tf.data.pipeline import find_rows
 from deeplab_tf.errors import UserError
+from deeplab_tf.training import rendezvous
 
 _TF_CONFIG = "TF_CONFIG"
 _EXAMPLE = (
@@ -36,12 +40,21 @@ def current_worker(strategy: tf.distribute.Strategy) -> Worker:
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return Worker()
     cluster = resolver.cluster_spec().as_dict()
+    return _find_worker(cluster, resolver.task_type, resolver.task_id)[1]
+
+
+def _find_worker(cluster: Mapping, type: str, index: int) -> tuple[list[str], Worker]:
+    """Returns the addresses of all workers, the chief's first, and a task's position.
+
+    The arguments are those of `TF_CONFIG`.
+    """
     tasks = [
-        (kind, i) for kind in ("chief", "worker") for i in _task_range(cluster, kind)
+        (k, i) for k in ("chief", "worker") for i in range(len(cluster.get(k, ())))
     ]
+    addresses = [cluster[kind][i] for kind, i in tasks]
     if not tasks:
-        return Worker()
-    return Worker(tasks.index((resolver.task_type, resolver.task_id)), len(tasks))
+        return addresses, Worker()
+    return addresses, Worker(tasks.index((type, int(index))), len(tasks))
 
 
 @contextlib.contextmanager
@@ -65,16 +78,12 @@ def report_lost_workers(worker: Worker) -> Iterator[None]:
         ) from error
 
 
-def _task_range(cluster: dict, kind: str) -> range:
-    """Returns the indices of a kind of task in a cluster."""
-    return range(len(cluster.get(kind, ())))
-
-
 def make_strategy(
     name: str = "auto",
     num_clones: int | None = None,
     clone_on_cpu: bool = False,
     tpu: str | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> tf.distribute.Strategy:
     """Returns a distribution strategy; call it before TensorFlow uses any device.
 
@@ -86,9 +95,11 @@ def make_strategy(
             is the number of logical devices to create.
         clone_on_cpu: Whether to hide all GPUs.
         tpu: Name or address of the TPU, for "tpu".
+        settings: What several workers must have in common, by name.
 
     Raises:
-        UserError: if the strategy is not available on this machine.
+        UserError: if the strategy is not available on this machine, or another worker
+            does not appear within a minute or has other settings.
     """
     if num_clones is not None and num_clones < 1:
         raise UserError(f"num_clones must be at least 1; received {num_clones}")
@@ -105,7 +116,7 @@ def make_strategy(
     if name == "multi_worker_mirrored":
         _require_tf_config()
         tf.config.set_visible_devices(gpus[:num_clones], "GPU")
-        return _make_multi_worker_strategy()
+        return _make_multi_worker_strategy(settings or {})
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_list_devices(gpus, num_clones))
     if (num_clones or 1) > 1:
@@ -196,9 +207,26 @@ def _is_address(text) -> bool:
     return bool(host) and port.isdigit()
 
 
-def _make_multi_worker_strategy() -> tf.distribute.Strategy:
+def _make_multi_worker_strategy(
+    settings: Mapping[str, str],
+) -> tf.distribute.Strategy:
+    """Connects to the other workers, once all of them are here."""
+    config = strict_json.parse(os.environ[_TF_CONFIG], "its text")
+    addresses, worker = _find_worker(config["cluster"], **config["task"])
+    versions = {m.__name__: m.__version__ for m in (deeplab_tf, tf, keras)}
+    count = {f"in {_TF_CONFIG} a number of workers of": str(worker.count)}
+    member = rendezvous.Member(
+        worker.index, addresses, count | versions | dict(settings)
+    )
+    if worker.count > 1:
+        rendezvous.meet(member)
+    lost = (
+        f"{member.describe(worker.index)} lost contact with another worker at the "
+        "start; restart all workers"
+    )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with rendezvous.exit_after(rendezvous.LIMIT, lost):
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
             f"cannot join the workers of {_TF_CONFIG}={os.environ[_TF_CONFIG]}: "
@@ -221,21 +249,27 @@ def _make_tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
 
 
-def split_batch_size(batch_size: int, replicas: int, passes: int) -> int:
-    """Returns the number of images per replica and forward pass.
+def split_batch_size(
+    batch_size: int, replicas: int, passes: int, workers: int = 1
+) -> int:
+    """Returns the smallest number of images per replica and forward pass.
 
     `passes` is the number of forward passes per optimiser step (`accumulate_steps`).
-    Raises `UserError` if the batch cannot be split evenly.
+    The shares of workers may differ by one image; see `find_rows`. Raises `UserError`
+    if the share of a worker cannot be split evenly.
     """
     shares = replicas * passes
-    if batch_size < shares or batch_size % shares:
-        nearest = max(batch_size // shares, 1) * shares
+    own = shares // workers
+    rows = [len(find_rows(batch_size, i, workers)) for i in range(workers)]
+    if min(rows) < own or any(count % own for count in rows):
+        step = shares if own > 1 else 1
+        nearest = max(batch_size // step * step, shares)
         suffix = f" with accumulate_steps={passes}" if passes > 1 else ""
         raise UserError(
             f"a batch of {batch_size} images cannot be divided evenly among {replicas} "
             f"replicas{suffix}; {nearest} can"
         )
-    return batch_size // shares
+    return min(rows) // own
 
 
 def has_gpu() -> bool:

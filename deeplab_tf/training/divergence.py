@@ -143,12 +143,16 @@ def find_first_broken_image(images: tf.Tensor) -> tf.Tensor:
     replicas. Call this in a replica context.
     """
     context = tf.distribute.get_replica_context()
-    own_row = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
-    broken = tf.cast(find_broken_images(images), tf.float32)
-    # Each replica fills its own row, so the sum has all rows.
-    broken = sum_over_replicas(own_row[:, None] * broken[None])
-    first = tf.cast(tf.argmax(tf.reshape(broken, [-1])), tf.float32)
-    return tf.where(tf.reduce_any(broken > 0), first, -1.0)
+    own = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
+    is_broken = tf.cast(find_broken_images(images), tf.float32)
+    rows = tf.cast(tf.size(is_broken), tf.float32)
+    first = tf.cast(tf.argmax(is_broken), tf.float32)
+    # Each replica fills its own column, so the sum has all columns.
+    column = tf.stack([rows, first, tf.reduce_max(is_broken)])
+    rows, first, has_any = tf.unstack(sum_over_replicas(column[:, None] * own))
+    positions = tf.cumsum(rows, exclusive=True) + first
+    found = tf.gather(positions, tf.argmax(has_any))
+    return tf.where(tf.reduce_any(has_any > 0), found, -1.0)
 
 
 def explain_divergence(

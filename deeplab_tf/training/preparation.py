@@ -34,7 +34,9 @@ class Start:
     weights: str | None
 
 
-def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
+def find_start(
+    experiment: Experiment, batch_norm: str, replicas: int, workers: int = 1
+) -> Start:
     """Finds the starting point of a run; downloads the initial checkpoint if needed.
 
     Raises:
@@ -43,7 +45,7 @@ def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
     """
     train = experiment.train
     images = distribution.split_batch_size(
-        experiment.data.batch_size, replicas, train.accumulate_steps
+        experiment.data.batch_size, replicas, train.accumulate_steps, workers
     )
     previous = resume.read_previous_experiment(experiment)
     weights = None

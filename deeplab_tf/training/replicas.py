@@ -173,7 +173,10 @@ def _to_dataset(batches: Iterable) -> tf.data.Dataset:
 
 def _take_rows(index: int, count: int, *batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Returns one worker's rows of a batch."""
-    return tuple(tf.split(part, count)[index] for part in batch)
+    # The shape is unknown if batches come from a generator.
+    size = batch[0].shape[0] or tf.shape(batch[0])[0]
+    begin, end = (size * (index + i) // count for i in (0, 1))
+    return tuple(part[begin:end] for part in batch)
 
 
 def _split_rows(count: int, *batch: tf.Tensor) -> tf.data.Dataset:

@@ -26,6 +26,7 @@ from deeplab_tf.training.checkpoint_files import BEST
 from deeplab_tf.training.collapse import find_collapse
 from deeplab_tf.training.curves import CURVES_FILE, draw_curves
 from deeplab_tf.training.distribution import Worker
+from deeplab_tf.training.health import Health
 from deeplab_tf.training.history import MEASURES, History
 from deeplab_tf.training.summaries import Summaries
 from deeplab_tf.training.trackers import NONE, Tracker
@@ -87,20 +88,23 @@ class Validation:
 
 
 class Reporter:
-    """Reports on a training run; only the chief prints and writes."""
+    """Reports on a training run.
+
+    Only the chief prints and writes; all of several workers print their health.
+    """
 
     def __init__(
         self,
         config: TrainConfig,
         info: DatasetInfo,
-        is_chief: bool,
+        worker: Worker,
         validation: Scoring | None,
     ):
+        self._is_chief = is_chief = worker.is_chief
         self._config = config
         self._validation = validation
         self._info = info
         self._folder = config.train_logdir
-        self._is_chief = is_chief
         self._writes = is_chief and self._folder is not None
         self._measures = (validation or Validation).measures
         self._history = History(self._folder, self._measures[0])
@@ -114,6 +118,7 @@ class Reporter:
         self._summaries = Summaries(folder, self._info, self._tracker)
         self._classes = np.zeros((3, info.num_classes))
         self._window_began = 0
+        self._health = Health(worker)
         self._scorer = None
         self._gallery = Gallery(info.num_classes, info.ignore_label, first=_EXAMPLES)
         self._metrics = {}
@@ -161,6 +166,9 @@ class Reporter:
             samples: Samples consumed so far.
         """
         self._progress.update(len(rows))
+        health = self._health.describe(step + len(rows), samples)
+        if health:
+            self._write(health)
         self._print_expected_time(step + len(rows))
         self._warn_of_collapse(step + len(rows), classes)
         numbered = enumerate(rows.tolist(), step + 1)
@@ -315,11 +323,14 @@ class Reporter:
             draw_curves(self._history, os.path.join(self._folder, CURVES_FILE))
 
     def print(self, text: str) -> None:
-        """Prints a line above the progress bar."""
+        """Prints a line above the progress bar of the chief."""
+        if self._is_chief:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
         # A closed terminal must not keep the run from saving.
         with contextlib.suppress(OSError):
-            if not self._progress.disable:
-                self._progress.write(text, file=sys.stderr)
+            self._progress.write(text, file=sys.stderr)
 
 
 def _compare_miou(miou: float, expected: float) -> str:

@@ -74,21 +74,25 @@ class TrainStep:
             The gradient of each trained variable, including L2 and multipliers; and
             metrics over all replicas, from before the update: `data_loss`,
             `regularization_loss`, `learning_rate`, `nonfinite_gradients` (their number
-            before L2) and `classes` (see `count_classes`).
+            before L2), `classes` (see `count_classes`) and `images`.
         """
         config, variables = self._config, [v.value for v in self._trained.values()]
         labels = self._resize_labels(labels)
-        pixels = sum_over_replicas(losses.count_pixels(labels, config.ignore_label))
+        valid = losses.count_pixels(labels, config.ignore_label)
+        own_rows = tf.cast(tf.shape(images)[0], tf.float32)
+        pixels, rows = tf.unstack(sum_over_replicas(tf.stack([valid, own_rows])))
+        # Exactly the number of parts if all have as many rows.
+        parts = rows / own_rows * config.accumulate_steps
 
         def differentiate(images, labels):
             """Returns gradients of the summed loss, and losses and class counts."""
             # Otherwise, dropout advances its seed even if the data have ended.
             with tf.control_dependencies([images]), tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(self._network(images, training=True))
-                loss = tf.add_n([self._loss(x, labels, pixels) for x in outputs])
+                loss = tf.add_n([self._loss(x, labels, pixels, parts) for x in outputs])
                 if self._teacher is not None:
                     soft = self._teacher(images, outputs[0], labels)
-                    loss += config.teacher_weight * soft / self._part_count
+                    loss += config.teacher_weight * soft / parts
             gradients = tape.gradient(loss, variables, loss_scale)
             return gradients, [loss[None], *self._count_classes(outputs[0], labels)]
 
@@ -104,6 +108,7 @@ class TrainStep:
             "learning_rate": tf.identity(self._optimizer.learning_rate),
             "nonfinite_gradients": sums[0],
             "classes": tf.reshape(sums[2:], (3, -1)),
+            "images": rows,
         }
 
     def apply_gradients(self, gradients: list) -> None:
@@ -127,8 +132,12 @@ class TrainStep:
         size = [scale_dimension(side, scale) for side in spatial_size(labels)]
         return losses.shrink_labels(labels, size)
 
-    def _loss(self, logits, labels, pixels):
-        """Returns this replica's loss, divided by the valid pixels of all replicas."""
+    def _loss(self, logits, labels, pixels, parts):
+        """Returns this replica's loss, divided by the valid pixels of all replicas.
+
+        `parts` is the number of rows of all replicas, divided by those of this part;
+        the losses of the parts are summed.
+        """
         config = self._config
         if config.upsample_logits:
             resizing = self._model_config.conventions.resizing
@@ -152,13 +161,7 @@ class TrainStep:
             # the divisor is how many of them have a loss above 0.
             pixels = sum_over_replicas(own_pixels) * config.accumulate_steps
         loss = total / tf.maximum(pixels, 1.0)
-        return loss + tricks.region_loss(labels, logits, config) / self._part_count
-
-    @property
-    def _part_count(self) -> int:
-        """Number of parts of a batch, each with its own loss; the losses are summed."""
-        context = tf.distribute.get_replica_context()
-        return context.num_replicas_in_sync * self._config.accumulate_steps
+        return loss + tricks.region_loss(labels, logits, config) / parts
 
     def _count_classes(self, logits, labels) -> tuple:
         if self._config.upsample_logits:

@@ -268,13 +268,10 @@ class Trainer:
         while done < count and is_finite:
             images, labels = next(iterator)
             metrics = self._step_and_check(images, labels)
-            size = tf.shape(self._replicas.first(images), out_type=tf.int64)[0]
-            size *= self._replicas.count
-            metrics["images"] = tf.cast(size, tf.float32)
             row = tf.stack([metrics[name] for name in STEP_METRICS])
             # Without it, a batch of static size is counted even if the data have ended.
             with tf.control_dependencies([row]):
-                self._samples.assign_add(size)
+                self._samples.assign_add(tf.cast(metrics["images"], tf.int64))
             rows = rows.write(done, row)
             classes += metrics["classes"]
             is_finite = is_finite_step(row)
@@ -348,7 +345,7 @@ class Trainer:
         self, validation: Scoring | None, info: DatasetInfo | None
     ) -> Reporter:
         info = info or generic_info(self._num_classes)
-        return Reporter(self.config, info, self.worker.is_chief, validation)
+        return Reporter(self.config, info, self.worker, validation)
 
     def _is_done(self, evaluations_since_best: int) -> bool:
         """Returns whether all steps are done or the score no longer improves."""

@@ -239,16 +239,17 @@ def test_split_without_records_is_refused(single_color, tmp_path):
         load_dataset(DataConfig(str(tmp_path)), "train", training=True)
 
 
-def test_workers_share_the_rows_of_each_batch(single_color, stream):
+@pytest.mark.parametrize("rows", [(2, 2, 2), (1, 1, 1, 1, 2), (6,)])
+def test_workers_share_the_rows_of_each_batch(rows, single_color, stream):
     config = dataclasses.replace(single_color, batch_size=6)
     worker_batches = []
-    for worker in range(3):
+    for worker, count in enumerate(rows):
         dataset = load_dataset(
-            config, "train", True, start=12, worker=worker, num_workers=3
+            config, "train", True, start=12, worker=worker, num_workers=len(rows)
         )
         assert dataset.element_spec == (
-            tf.TensorSpec((2, 14, 18, 3), tf.float32),
-            tf.TensorSpec((2, 14, 18, 1), tf.uint8),
+            tf.TensorSpec((count, 14, 18, 3), tf.float32),
+            tf.TensorSpec((count, 14, 18, 1), tf.uint8),
         )
         worker_batches.append(list(dataset.take(3).as_numpy_iterator()))
     parts = [part for parts in zip(*worker_batches, strict=True) for part in parts]
@@ -268,7 +269,9 @@ def test_workers_share_evaluation_without_duplicates(single_color):
 
 def test_indivisible_batch_is_refused(single_color):
     with pytest.raises(UserError, match="of 3 cannot be divided evenly among 2"):
-        load_dataset(single_color, "train", training=True, num_workers=2)
+        load_dataset(single_color, "train", training=False, num_workers=2)
+    with pytest.raises(UserError, match="of 3 has too few images for 4 workers"):
+        load_dataset(single_color, "train", training=True, num_workers=4)
 
 
 def test_large_epochs_are_shuffled_well(tmp_path):

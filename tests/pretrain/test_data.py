@@ -294,7 +294,7 @@ def test_unlabelled_image_is_refused(tmp_path, training):
 
 def test_indivisible_batch_is_refused(folder):
     message = "a batch of 3 cannot be divided evenly among 2 workers"
-    arguments = (config_of(folder), "train", True, 0, 0, 2)
+    arguments = (config_of(folder), "train", False, 0, 0, 2)
     assert_refused(message, load_classified_images, *arguments)
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 from loopback import cluster_configs
 
 from deeplab_tf import UserError
+from deeplab_tf.data.pipeline import find_rows
 from deeplab_tf.training.distribution import make_strategy, split_batch_size
 
 
@@ -33,8 +34,8 @@ def wait_for_output(process):
     return json.loads(out.splitlines()[-1])
 
 
-def start_workers(*arguments):
-    for cluster in cluster_configs():
+def start_workers(*arguments, count=2):
+    for cluster in cluster_configs(count):
         yield start("multi_worker_mirrored", *arguments, TF_CONFIG=json.dumps(cluster))
 
 
@@ -53,6 +54,7 @@ def assert_same(run, expected):
         reference = [result[name] for result in expected["results"]]
         assert values == pytest.approx(reference, rel=1e-4), name
     # Dead units have norm 0 up to rounding.
+    assert run["broken"] == expected["broken"] == distributed_training.BATCH - 1
     assert run["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
 
 
@@ -62,11 +64,13 @@ def test_two_replicas_match_one_device(one_device):
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one(one_device):
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_train_as_one(one_device, count):
+    """Three workers have 1, 1 and 2 of the 4 images."""
     batch_norm, expected = one_device
-    workers = list(start_workers(batch_norm))
+    workers = list(start_workers(batch_norm, count=count))
     runs = [wait_for_output(worker) for worker in workers]
-    assert [run["worker"] for run in runs] == [0, 1]
+    assert [run["worker"] for run in runs] == list(range(count))
     for run in runs:
         assert_same(run, expected)
 
@@ -133,3 +137,18 @@ def test_indivisible_batch_is_refused():
     message = "a batch of 10 .* among 2 replicas with accumulate_steps=2; 8 can"
     with pytest.raises(UserError, match=message):
         split_batch_size(10, 2, 2)
+
+
+def test_workers_may_have_different_shares():
+    assert [list(find_rows(8, i, 3)) for i in range(3)] == [
+        [0, 1],
+        [2, 3, 4],
+        [5, 6, 7],
+    ]
+    assert split_batch_size(8, 3, 1, workers=3) == 2
+    # Two replicas per worker: each has 2 of the worker's 4 images.
+    assert split_batch_size(12, 6, 1, workers=3) == 2
+    with pytest.raises(UserError, match=r"a batch of 8 .* 6 replicas; 6 can"):
+        split_batch_size(8, 6, 1, workers=3)
+    with pytest.raises(UserError, match=r"a batch of 2 has too few .* 3 workers; use"):
+        split_batch_size(2, 3, 1, workers=3)

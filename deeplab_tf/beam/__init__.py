@@ -1,0 +1,1 @@
+"""Work on many machines with Apache Beam; needs the extra `beam`."""

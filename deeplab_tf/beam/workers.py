@@ -1,0 +1,61 @@
+"""What worker processes of Beam run; imports TensorFlow only after `Work.start`."""
+
+import functools
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.utils import shared
+
+
+class Work(NamedTuple):
+    """What the workers of a pipeline run.
+
+    Attributes:
+        start: Called first in every worker process; must not import TensorFlow when it
+            is unpickled.
+        load: Called once per worker process.
+        run: Called with what `load` returned and a task. It may be called again for
+            the same task, also at the same time on another worker.
+    """
+
+    start: Callable[[], object]
+    load: Callable[[], Any]
+    run: Callable[[Any, Any], Any]
+
+
+class _Loaded:
+    """A function with what it needs; `Shared` keeps only objects of classes."""
+
+    def __init__(self, state: Any, run: Callable[[Any, Any], Any]):
+        self.run = functools.partial(run, state)
+
+
+class RunTask(beam.DoFn):
+    """Runs the task of a number; its files are in `folder`, see `task_files`."""
+
+    def __init__(self, work: Work, folder: str):
+        self._start = work.start
+        # Unpickling them imports TensorFlow, which `start` has to set up.
+        self._pickled = pickle.dumps((work.load, work.run))
+        self._folder = folder
+        self._shared = shared.Shared()
+
+    def setup(self) -> None:
+        """Prepares a worker process, before anything imports TensorFlow."""
+        self._start()
+
+    def _load(self) -> _Loaded:
+        load, run = pickle.loads(self._pickled)
+        return _Loaded(load(), run)
+
+    def process(self, element: int) -> Iterator[int]:
+        """Yields the number when the result of its task is written."""
+        from deeplab_tf.beam import task_files
+
+        def run(task: Any) -> Any:
+            return self._shared.acquire(self._load).run(task)
+
+        task_files.run_task(self._folder, element, run)
+        yield element
