@@ -1,8 +1,10 @@
 """Opens the records of a split and finds the description of their dataset."""
 
 import os
+import zlib
 
 import numpy as np
+import tensorflow as tf
 
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, normalize_split
@@ -79,3 +81,26 @@ def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
     if len(np.unique(index.file)) < len(index.paths):
         _require_size(split, dataset_dir, len(index))
     return Source(info, records.OFFICIAL_KEYS, index)
+
+
+def fingerprint_split(name: str | None, dataset_dir: str, split: str) -> str:
+    """Returns the number of records of a split and a checksum, without running ops.
+
+    The checksum is that of `dataset_info.json`, and of names, sizes and record offsets
+    of the shards.
+    """
+    info = None
+    if name and name.startswith(TFDS_PREFIX):
+        from deeplab_tf.data import tfds_source
+
+        index = tfds_source.index_split(name, dataset_dir, split)
+    else:
+        info = records.read_info(dataset_dir)
+        index = records.index_records(records.find_shards(dataset_dir, split))
+    crc = zlib.crc32(repr(info).encode())
+    for path in index.paths:
+        shard = f"{os.path.basename(path)} {tf.io.gfile.stat(path).length} "
+        crc = zlib.crc32(shard.encode(), crc)
+    for positions in (index.file, index.offset):
+        crc = zlib.crc32(positions.tobytes(), crc)
+    return f"{len(index)} with checksum {crc:08x}"

@@ -175,12 +175,12 @@ def open_split(
     Raises:
         UserError: if the split does not exist or is empty.
     """
-    index = _index_split(name, data_dir, split)
+    index = index_split(name, data_dir, split)
     keys = _find_segmentation_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index
 
 
-def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
+def index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
     """Returns the record index of a split or of a slice of one."""
     builder = _load_builder(name, data_dir)
     try:
@@ -245,6 +245,6 @@ def open_classes(
     name: str, data_dir: str, split: str
 ) -> tuple[records.Keys, records.RecordIndex]:
     """Returns the keys and index of a classification split; see `open_split`."""
-    index = _index_split(name, data_dir, split)
+    index = index_split(name, data_dir, split)
     keys = _find_classification_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index

@@ -99,16 +99,16 @@ def _make_validation(values, data: DataConfig) -> ClassValidation:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Checks all flags and data, then trains."""
+    strategy = make_strategy(values, values.train_split)
+    with distribution.report_lost_workers(distribution.current_worker(strategy)):
+        _train(values, strategy)
+
+
+def _train(values, strategy: tf.distribute.Strategy) -> None:
+    """Claims `--train_logdir`, creates or resumes a trainer, and trains."""
     source = open_classified_images(
         values.dataset, values.dataset_dir or "", values.train_split
     )
-    strategy = make_strategy(values, source)
-    with distribution.report_lost_workers(distribution.current_worker(strategy)):
-        _train(values, source, strategy)
-
-
-def _train(values, source: Source, strategy: tf.distribute.Strategy) -> None:
-    """Claims `--train_logdir`, creates or resumes a trainer, and trains."""
     experiment = _read_experiment(values, source)
     validation = _make_validation(values, experiment.data)
     worker = distribution.current_worker(strategy)

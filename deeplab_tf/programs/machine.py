@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf.data.source import Source
+from deeplab_tf.data import sources
 from deeplab_tf.files.locks import training_lock
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
@@ -15,26 +15,26 @@ from deeplab_tf.training.trainer import Trainer
 _OWN_FLAGS = {"dataset_dir", "train_logdir", "tf_initial_checkpoint"}
 
 
-def make_strategy(
-    values: absl_flags.FlagValues, source: Source
-) -> tf.distribute.Strategy:
+def make_strategy(values: absl_flags.FlagValues, split: str) -> tf.distribute.Strategy:
     """Makes the strategy that the flags select; call this before any TensorFlow op.
 
-    Several workers must have equal flags, and records like those of `source`.
+    Several workers must have equal flags, and equal records of `split`.
     """
     if values.deterministic:
         tf.config.experimental.enable_op_determinism()
-    settings = {
-        f"--{name}": str(values[name].value)
-        for name in values
-        if name not in _OWN_FLAGS
-    }
+
+    def settings() -> dict[str, str]:
+        folder = values.dataset_dir or ""
+        records = sources.fingerprint_split(values.dataset, folder, split)
+        shared = {f"--{n}": str(values[n].value) for n in values if n not in _OWN_FLAGS}
+        return {"records": records} | shared
+
     return distribution.make_strategy(
         values.distribution_strategy,
         values.num_clones,
         values.clone_on_cpu,
         values.tpu,
-        {"records": source.fingerprint} | settings,
+        settings,
     )
 
 

@@ -161,16 +161,14 @@ def main(values: absl_flags.FlagValues) -> None:
     """Trains, or resumes training."""
     flags.check_flags(values, "train")
     preset = flags.read_preset(values)
-    source = _open_records(values, preset)
-    strategy = make_strategy(values, source)
+    strategy = make_strategy(values, flags.read_split(values, "train_split", preset))
     with distribution.report_lost_workers(distribution.current_worker(strategy)):
-        _train(values, preset, source, strategy)
+        _train(values, preset, strategy)
 
 
-def _train(
-    values, preset: Preset | None, source: Source, strategy: tf.distribute.Strategy
-) -> None:
+def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
     """Prepares the run under the lock of its folder, then trains."""
+    source = _open_records(values, preset)
     experiment = _read_experiment(values, preset, source)
     if experiment.data.data_service:
         service.require_service(experiment.data.data_service)

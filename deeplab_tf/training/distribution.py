@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import tensorflow as tf
@@ -83,7 +83,7 @@ def make_strategy(
     num_clones: int | None = None,
     clone_on_cpu: bool = False,
     tpu: str | None = None,
-    settings: Mapping[str, str] | None = None,
+    settings: Callable[[], Mapping[str, str]] = dict,
 ) -> tf.distribute.Strategy:
     """Returns a distribution strategy; call it before TensorFlow uses any device.
 
@@ -95,7 +95,7 @@ def make_strategy(
             is the number of logical devices to create.
         clone_on_cpu: Whether to hide all GPUs.
         tpu: Name or address of the TPU, for "tpu".
-        settings: What several workers must have in common, by name.
+        settings: Returns what several workers must have in common, by name.
 
     Raises:
         UserError: if the strategy is not available on this machine, or another worker
@@ -116,7 +116,7 @@ def make_strategy(
     if name == "multi_worker_mirrored":
         _require_tf_config()
         tf.config.set_visible_devices(gpus[:num_clones], "GPU")
-        return _make_multi_worker_strategy(settings or {})
+        return _make_multi_worker_strategy(settings())
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_list_devices(gpus, num_clones))
     if (num_clones or 1) > 1:
