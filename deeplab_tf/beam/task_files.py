@@ -40,7 +40,7 @@ def has_result(folder: str, number: int) -> bool:
 
 
 def read_result(folder: str, number: int) -> Any:
-    """Returns what `run_task` wrote: a result or a UserError."""
+    """Returns the result of a task, or the UserError that it raised."""
     return _read(_name_file(folder, number, "result"))
 
 

@@ -184,13 +184,9 @@ def _count_on_runner(
     parts = max(1, math.ceil(num_batches / _BATCHES_PER_PART))
     # Checkpoints may be added to the folder meanwhile.
     given = [*runners.list_given(values), f"--checkpoint_dir={source}"]
-    results = runners.run_tasks(
-        values,
-        functools.partial(_load_worker, given),
-        _count_part,
-        [(i, parts) for i in range(parts)],
-        values.eval_logdir,
-    )
+    work = start_tensorflow, functools.partial(_load_worker, given), _count_part
+    tasks = [(i, parts) for i in range(parts)]
+    results = runners.run_tasks(values, work, tasks, values.eval_logdir)
     counts, measured = zip(*results, strict=True)
     for measure, found in zip(
         measures.values(), zip(*measured, strict=True), strict=True

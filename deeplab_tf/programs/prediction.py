@@ -35,7 +35,13 @@ from deeplab_tf.labelling.files import (
 from deeplab_tf.labelling.large import TILE, label_in_tiles
 from deeplab_tf.labelling.page import PAGE_FILE, write_predictions_page
 from deeplab_tf.presets import describe_run
-from deeplab_tf.programs import parse_flags, predict, read_command_line, runners
+from deeplab_tf.programs import (
+    parse_flags,
+    predict,
+    read_command_line,
+    runners,
+    start_tensorflow,
+)
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
     require_no_model_flags,
@@ -188,11 +194,11 @@ def _label_on_runner(values: absl_flags.FlagValues, paths: Mapping[str, str]) ->
     """Labels images on the workers of --runner; broken ones do not stop it."""
     found = list(paths.items())
     chunks = [found[i : i + _CHUNK] for i in range(0, len(found), _CHUNK)]
+    start = functools.partial(start_tensorflow, has_frozen_weights=True)
     load = functools.partial(_load_worker, runners.list_given(values))
     folder = values.output_dir
-    results = runners.run_tasks(
-        *(values, load, _label_chunk, chunks, folder), has_frozen_weights=True
-    )
+    work = start, load, _label_chunk
+    results = runners.run_tasks(values, work, chunks, folder)
     names = {os.path.dirname(name) for name in paths}
     outputs.merge_ledgers(os.path.join(folder, name) for name in names)
     print(pluralize(sum(count for count, _ in results), "image(s) labelled"))

@@ -1,6 +1,5 @@
 """Runs a program on the workers of a runner of Apache Beam: `--runner`."""
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,20 +67,18 @@ def list_given(values: absl_flags.FlagValues) -> list[str]:
 
 def run_tasks(
     values: absl_flags.FlagValues,
-    load: Callable[[], Any],
-    run: Callable[[Any, Any], Any],
+    work: Sequence[Callable],
     tasks: Sequence[Any],
     folder: str,
-    has_frozen_weights: bool = False,
 ) -> list[Any]:
-    """Runs tasks on --runner; see `beam.pipelines.run_tasks`."""
+    """Runs tasks on --runner; see `beam.pipelines.run_tasks`.
+
+    `work` are the functions of `beam.workers.Work`.
+    """
     logging.disable(logging.WARNING)  # Beam warns about packages of Google Cloud
     from deeplab_tf.beam import pipelines
-    from deeplab_tf.programs import start_tensorflow
 
     logging.disable(logging.NOTSET)
 
-    start = functools.partial(start_tensorflow, has_frozen_weights)
-    work = pipelines.Work(start, load, run)
     runner = pipelines.Runner(values.runner, values.runner_options)
-    return pipelines.run_tasks(work, tasks, folder, runner)
+    return pipelines.run_tasks(pipelines.Work(*work), tasks, folder, runner)
