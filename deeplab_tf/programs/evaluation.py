@@ -33,7 +33,13 @@ from deeplab_tf.evaluation.robustness import measure_robustness
 from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, describe_unpredicted
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
-from deeplab_tf.programs import eval as program, parse_flags, read_command_line, runners
+from deeplab_tf.programs import (
+    eval as program,
+    parse_flags,
+    read_command_line,
+    runners,
+    start_tensorflow,
+)
 from deeplab_tf.programs.loading import (
     find_records,
     list_checkpoints,
