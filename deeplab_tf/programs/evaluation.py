@@ -34,8 +34,6 @@ from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, describe_unpredic
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs import (
-    eval as program,
-    parse_flags,
     read_command_line,
     runners,
     start_tensorflow,
@@ -203,8 +201,7 @@ def _count_on_runner(
 
 def _load_worker(given: Sequence[str]) -> tuple[_Evaluation, dict]:
     """Returns model, split and measures in a worker; `given` are the given flags."""
-    values = program.define_flags()
-    parse_flags(values, ["deeplab-eval", *given])
+    values = runners.parse_given("deeplab_tf.programs.eval", given)
     path = values.checkpoint_dir
     if is_artefact(path):
         evaluation = _open_artefact(values, path, shows_progress=False)

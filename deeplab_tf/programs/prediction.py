@@ -36,8 +36,6 @@ from deeplab_tf.labelling.large import TILE, label_in_tiles
 from deeplab_tf.labelling.page import PAGE_FILE, write_predictions_page
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs import (
-    parse_flags,
-    predict,
     read_command_line,
     runners,
     start_tensorflow,
@@ -214,8 +212,7 @@ def _load_worker(
     given: Sequence[str],
 ) -> tuple[absl_flags.FlagValues, Labeler, DatasetInfo]:
     """Returns flags, labeler and classes in a worker; `given` are the given flags."""
-    values = predict.define_flags()
-    parse_flags(values, ["deeplab-predict", *given])
+    values = runners.parse_given("deeplab_tf.programs.predict", given)
     return values, *_load_labeler(values)
 
 

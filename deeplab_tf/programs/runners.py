@@ -1,5 +1,6 @@
 """Runs a program on the workers of a runner of Apache Beam: `--runner`."""
 
+import importlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,6 +64,13 @@ def list_given(values: absl_flags.FlagValues) -> list[str]:
     """Returns the command line of the flags that were given."""
     given = (values[name] for name in values if values[name].present)
     return [line for flag in given for line in flag.serialize().split("\n")]
+
+
+def parse_given(program: str, given: Sequence[str]) -> absl_flags.FlagValues:
+    """Parses the flags of `list_given` in a worker; `program` is a module."""
+    values = importlib.import_module(program).define_flags()
+    values(["worker", *given])
+    return values
 
 
 def run_tasks(
