@@ -188,7 +188,7 @@ class BatchOrder:
         """Returns a batch; makes it here if it was lost."""
         while number not in self._waiting:
             if len(self._waiting) >= _AHEAD * (len(self._latest) + 1):
-                # A worker that took it would be too far after, so it is lost. Workers
+                # A worker that took it would be too late, so it is lost. Workers
                 # that delivered no later batch are not waited for again.
                 later = {w: n for w, n in self._latest.items() if n > number}
                 self._latest = later
