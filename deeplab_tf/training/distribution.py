@@ -95,7 +95,7 @@ def make_strategy(
             is the number of logical devices to create.
         clone_on_cpu: Whether to hide all GPUs.
         tpu: Name or address of the TPU, for "tpu".
-        settings: Returns what several workers must have in common, by name.
+        settings: Function that returns the settings that all workers must share.
 
     Raises:
         UserError: if the strategy is not available on this machine, or another worker
