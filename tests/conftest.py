@@ -134,6 +134,16 @@ _TINY_SIZES = ((37, 53), (48, 29), (33, 33), (50, 61), (29, 64))
 
 
 @pytest.fixture(scope="session")
+def beam_environment(tmp_path_factory) -> pathlib.Path:
+    """The `bin` of a new environment with the wheel, Apache Beam and Dask."""
+    import wheels
+
+    folder = tmp_path_factory.mktemp("beam")
+    packages = "dask", "distributed"
+    return wheels.make_environment(folder, "beam", *packages) / "bin"
+
+
+@pytest.fixture(scope="session")
 def tiny_voc(tmp_path_factory) -> pathlib.Path:
     """Five noise images in VOC layout: 3 train, 2 val, 5 trainval."""
     root = tmp_path_factory.mktemp("tiny_voc")
