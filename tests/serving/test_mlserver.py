@@ -9,7 +9,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from ctypes.util import find_library
