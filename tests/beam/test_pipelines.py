@@ -34,7 +34,7 @@ if __name__ == "__main__":
 """
 
 
-# This runner, the only one in Python that repeats failed bundles, tries each four times.
+# The only runner in Python that repeats failed bundles; it tries each four times.
 @pytest.mark.parametrize("failing", [(0, 7, 19), (3, 4)])
 def test_failed_bundles_are_repeated(beam_environment, tmp_path, failing):
     (tmp_path / "script.py").write_text(REPEAT)
