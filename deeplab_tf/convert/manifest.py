@@ -18,7 +18,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs, text_files
 
 MANIFEST = "conversion.json"
-_PART = re.compile(rf"{re.escape(MANIFEST)}\..+-\d{{5}}-of-\d{{5}}\.tfrecord")
+_PART = re.compile(rf"\.{re.escape(MANIFEST)}\..+-\d{{5}}-of-\d{{5}}\.tfrecord")
 _HASH_MODULUS = 1 << 256
 # A million images.
 _MAX_BYTES = 1 << 29
@@ -265,7 +265,7 @@ def write_part(
     unfinished = os.path.join(scratch, f"{key}-{secrets.token_hex(8)}")
     with tf.io.gfile.GFile(unfinished, "w") as file:
         file.write(_format({key: shard}, {split: {row.name: row for row in rows}}))
-    name = f"{MANIFEST}.{key.removesuffix(records.FINISHED)}"
+    name = f".{MANIFEST}.{key.removesuffix(records.FINISHED)}"
     tf.io.gfile.rename(unfinished, os.path.join(folder, name), overwrite=True)
 
 

@@ -85,7 +85,7 @@ class Snapped(NamedTuple):
         path: The mask.
         pixels: Number of snapped pixels.
         total: Number of all pixels.
-        distance: Largest distance of the values that no earlier mask had.
+        distance: Largest distance of a value to its declared one.
     """
 
     path: epath.Path
@@ -153,9 +153,10 @@ class _Table:
         size = lookup.COLORS if self._known.shape[1] == 3 else MAX_VALUE + 1
         # Memory is only taken by the parts that are used.
         self._codes = np.zeros(size, np.uint16)
+        self._distances = np.zeros(size, np.float32)
 
     def encode(self, keys: np.ndarray) -> tuple[np.ndarray, float]:
-        """Returns the code of each key, and the largest distance of new keys.
+        """Returns the code of each key, and the largest distance.
 
         A code is the label plus flags, such as `_IS_SNAPPED` and `_IS_FAR`.
 
@@ -163,15 +164,15 @@ class _Table:
             keys: Values, or colours as integers, unsigned `[height, width]`.
         """
         codes = np.take(self._codes, keys)
-        if codes.all():
-            return codes, 0.0
-        new = np.unique(keys[codes == 0])
-        starts = range(0, len(new), _MOST_AT_ONCE)
-        worst = max(self._add_keys(new[i : i + _MOST_AT_ONCE]) for i in starts)
-        return np.take(self._codes, keys), worst
+        if not codes.all():
+            new = np.unique(keys[codes == 0])
+            for i in range(0, len(new), _MOST_AT_ONCE):
+                self._add_keys(new[i : i + _MOST_AT_ONCE])
+            codes = np.take(self._codes, keys)
+        return codes, float(np.take(self._distances, keys).max())
 
-    def _add_keys(self, keys: np.ndarray) -> float:
-        """Adds new keys, `[n]`, and returns the largest distance."""
+    def _add_keys(self, keys: np.ndarray) -> None:
+        """Adds new keys, `[n]`."""
         is_color = self._known.shape[1] == 3
         values = lookup.unpack_colors(keys) if is_color else keys[:, None]
         values = values.astype(float)
@@ -179,13 +180,14 @@ class _Table:
         squares = np.square(values).sum(1, keepdims=True) - 2 * values @ self._known.T
         squares += np.square(self._known).sum(1)
         distance = np.sqrt(squares.min(1))
+        # First, because other threads only add keys without a code.
+        self._distances[keys] = distance
         self._codes[keys] = (
             self._labels[squares.argmin(1)]
             | _IS_SNAPPED * (distance > 0)
             | _IS_FAR * (distance > self._max_shift)
             | _IS_KNOWN
         )
-        return float(distance.max())
 
     def check_gaps(self, path: epath.Path, lossy: str) -> None:
         """Raises `UnclearError` if a lossy format may blur declared values together.

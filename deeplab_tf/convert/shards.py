@@ -331,7 +331,7 @@ class Conversion:
 
     def _update_skipped(self, shards: Sequence[PlannedShard]) -> None:
         """Replaces the skipped samples of this run's splits in the manifest."""
-        for split in {shard.split for shard in shards}:
+        for split in dict.fromkeys(shard.split for shard in shards):
             earlier = self.manifest.skipped.pop(split, {}) if self.options.adds else {}
             tried = {i.member.name for s in shards if s.split == split for i in s.items}
             rows = {n: row for n, row in earlier.items() if n not in tried}
