@@ -5,6 +5,7 @@ import quiet_tensorflow  # noqa: F401
 import gc
 import os
 import pathlib
+import subprocess
 import sys
 
 import keras
@@ -232,3 +233,17 @@ def tiny_export(tiny_model, tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("tiny_export") / "export")
     export_saved_model(tiny_model, path, info=info)
     return path
+
+
+@pytest.fixture(scope="session")
+def beam_environment(tmp_path_factory):
+    """The programs of a new environment with the wheel, Beam and Dask."""
+    import wheels
+
+    folder = tmp_path_factory.mktemp("beam")
+    wheel = wheels.build_wheel(wheels.build_sdist(folder), folder)
+    subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
+    pip = [folder / "environment/bin/python", "-m", "pip", "install", "--quiet"]
+    installed = wheels.run(*pip, f"{wheel}[beam]", "dask", "distributed", folder=folder)
+    assert installed.returncode == 0, installed.stderr
+    return folder / "environment/bin"

@@ -255,7 +255,8 @@ def convert(
         done = conversion.write_shards(shards, 1 if is_large else os.cpu_count() or 1)
         done = conversion.renumber_shards(done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
-        conversion.remove_unpublished(splits)
+        if not conversion.is_resumable():
+            conversion.remove_unpublished(splits)
         raise
     info = _add_contents(info, output_dir, done)
     conversion.publish([shard for shard, _ in done], info)

@@ -191,6 +191,10 @@ class Manifest:
             self.shards = kept
             self._write()
 
+    def has_parts(self) -> bool:
+        """Returns whether there are parts."""
+        return bool(self._list_parts())
+
     def remove_parts(self) -> None:
         """Removes the parts of shards that were added."""
         remove(self._list_parts())

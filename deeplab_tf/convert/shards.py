@@ -104,6 +104,7 @@ class Conversion:
         self._settings = settings
         self._make_record = make_record
         self._add_finding = add_finding
+        self._is_waiting = False  # for `options.run_tasks`
         is_new = not tf.io.gfile.exists(folder)
         outputs.claim(folder, OWN_FILES)
         tf.io.gfile.makedirs(folder)
@@ -206,7 +207,9 @@ class Conversion:
                     yield self._write(task, made, progress)
         elif tasks:
             self._forget_finished(task.shard for task in tasks)
+            self._is_waiting = True
             results = self.options.run_tasks(self._make_record, tasks, self.folder)
+            self._is_waiting = False
             for task, result in zip(tasks, results, strict=True):
                 for finding in result.findings:
                     self._add_finding(finding)
@@ -268,6 +271,10 @@ class Conversion:
             return False
         self.skipped |= skipped
         return True
+
+    def is_resumable(self) -> bool:
+        """Returns whether `options.run_tasks` failed after it finished shards."""
+        return self._is_waiting and self.manifest.has_parts()
 
     def remove_unpublished(self, splits: Iterable[str]) -> None:
         """Removes the unpublished files of this run and of interrupted ones."""

@@ -39,7 +39,7 @@ NAMES = ("background", "cat", "dog")
 CLASSES = ClassList(DatasetInfo("toys", NAMES))
 
 
-def run_numbers(load, write_shard, numbers, folder, count=None):
+def run_numbers(load, write_shard, numbers, folder, count=None, error=None):
     """Runs tasks like a runner, each in a new state; the first of them twice."""
     del folder
     results = []
@@ -47,13 +47,13 @@ def run_numbers(load, write_shard, numbers, folder, count=None):
         if number == 0:
             write_shard(load(), number)
         results.append(pickle.loads(pickle.dumps(write_shard(load(), number))))
-    if count is not None:
-        raise KeyboardInterrupt
+    if error:
+        raise error
     return results
 
 
-def runner_options(count=None, **options):
-    run = functools.partial(run_numbers, count=count)
+def runner_options(count=None, error=None, **options):
+    run = functools.partial(run_numbers, count=count, error=error)
     run_tasks = functools.partial(beam_conversion.write_shards, run)
     return RunOptions(run_tasks=run_tasks, **options)
 
@@ -250,13 +250,18 @@ def test_records_of_earlier_runs_are_copied_in_tasks(tmp_path):
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_finished_shards_of_a_killed_run_are_kept(tmp_path, is_remote):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_finished_shards_of_a_killed_run_are_kept(tmp_path, is_remote, error):
     write_masks(tmp_path)
     expected = tmp_path / "expected"
     convert_masks(tmp_path, str(expected), RunOptions())
     out = f"{'ram://' if is_remote else ''}{tmp_path}/out/expected"
-    with pytest.raises(KeyboardInterrupt):
-        convert_masks(tmp_path, out, runner_options(count=2))
+    # A runner that fails at once leaves nothing.
+    with pytest.raises(UserError):
+        convert_masks(tmp_path, out, runner_options(0, UserError))
+    assert not tf.io.gfile.exists(out)
+    with pytest.raises(error):
+        convert_masks(tmp_path, out, runner_options(2, error))
     names = [n for n in tf.io.gfile.listdir(out) if n.startswith(f".{MANIFEST}.")]
     assert sorted(names) == [
         f".{MANIFEST}.train-0000{i}-of-00003.tfrecord" for i in (0, 1)

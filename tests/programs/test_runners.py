@@ -111,18 +111,6 @@ def test_counts_of_parts_add_up(color_model, tiny_records):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """A new environment with the wheel, Beam and Dask."""
-    folder = tmp_path_factory.mktemp("beam")
-    wheel = wheels.build_wheel(wheels.build_sdist(folder), folder)
-    subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
-    pip = [folder / "environment/bin/python", "-m", "pip", "install", "--quiet"]
-    installed = wheels.run(*pip, f"{wheel}[beam]", "dask", "distributed", folder=folder)
-    assert installed.returncode == 0, installed.stderr
-    return folder / "environment/bin"
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory, voc_root):
     """120 images in two folders, of which one is broken."""
     folder = tmp_path_factory.mktemp("images") / "photos"
@@ -146,10 +134,10 @@ DIRECT = ["--direct_running_mode=multi_processing", "--direct_num_workers"]
 
 
 @pytest.fixture(scope="module")
-def predictions(environment, images, tiny_export, tmp_path_factory):
+def predictions(beam_environment, images, tiny_export, tmp_path_factory):
     """The command to predict, and the files that it writes in one process."""
     folder = tmp_path_factory.mktemp("predictions")
-    command = [environment / "deeplab-predict", f"--model={tiny_export}"]
+    command = [beam_environment / "deeplab-predict", f"--model={tiny_export}"]
     command += [f"--images={images}", "--skip_broken"]
     result = wheels.run(*command, f"--output_dir={folder}", folder=folder)
     assert result.returncode == 0, result.stderr
@@ -269,7 +257,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_dask_repeats_the_tasks_of_a_killed_worker(predictions, environment, tmp_path):
+def test_dask_repeats_the_tasks_of_a_killed_worker(
+    predictions, beam_environment, tmp_path
+):
     command, expected = predictions
     out = tmp_path / "out"
     script = tmp_path / "cluster.py"
@@ -277,7 +267,7 @@ def test_dask_repeats_the_tasks_of_a_killed_worker(predictions, environment, tmp
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     with subprocess.Popen(
-        [environment / "python", script], cwd=tmp_path, env=variables, **pipes
+        [beam_environment / "python", script], cwd=tmp_path, env=variables, **pipes
     ) as cluster:
         address, *workers = cluster.stdout.readline().split()
 
@@ -299,7 +289,7 @@ def test_dask_repeats_the_tasks_of_a_killed_worker(predictions, environment, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_metrics_are_those_of_one_process(
-    environment, voc_checkpoint, voc_records, workers, tmp_path
+    beam_environment, voc_checkpoint, voc_records, workers, tmp_path
 ):
     found = {}
     for name, options in (
@@ -310,7 +300,7 @@ def test_metrics_are_those_of_one_process(
         ),
     ):
         result = wheels.run(
-            environment / "deeplab-eval",
+            beam_environment / "deeplab-eval",
             f"--checkpoint_dir={voc_checkpoint}",
             "--preset=mobilenetv2_coco_voc_trainval",
             *("--eval_split=val", "--eval_scales=1.0"),
