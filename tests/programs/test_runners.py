@@ -1,5 +1,7 @@
 """Programs on a runner of Apache Beam: `--runner`."""
 
+import contextlib
+import glob
 import importlib.util
 import json
 import os
@@ -202,11 +204,12 @@ def find_workers(parent):
     found, waiting = [], [parent]
     while waiting:
         process = waiting.pop()
-        path = f"/proc/{process}/task/{process}/children"
-        if not os.path.exists(path):
+        # Any thread may have started a process.
+        for path in glob.glob(f"/proc/{process}/task/*/children"):
+            with contextlib.suppress(OSError), open(path) as file:
+                waiting += map(int, file.read().split())
+        if not os.path.exists(f"/proc/{process}"):
             continue
-        with open(path) as file:
-            waiting += map(int, file.read().split())
         with open(f"/proc/{process}/cmdline") as file:
             if "sdk_worker_main" in file.read() and process != parent:
                 found.append(process)
