@@ -158,7 +158,7 @@ def predictions(environment, images, tiny_export, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_labels_are_those_of_one_process(predictions, workers, tmp_path):
+def test_labels_equal_those_of_one_process(predictions, workers, tmp_path):
     command, expected = predictions
     options = ["--runner=DirectRunner", "--", DIRECT[0], f"{DIRECT[1]}={workers}"]
     out = tmp_path / "out"
@@ -269,7 +269,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_dask_repeats_the_tasks_of_a_killed_worker(predictions, environment, tmp_path):
+def test_dask_retries_the_tasks_of_a_killed_worker(predictions, environment, tmp_path):
     command, expected = predictions
     out = tmp_path / "out"
     script = tmp_path / "cluster.py"
@@ -298,7 +298,7 @@ def test_dask_repeats_the_tasks_of_a_killed_worker(predictions, environment, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_metrics_are_those_of_one_process(
+def test_metrics_equal_those_of_one_process(
     environment, voc_checkpoint, voc_records, workers, tmp_path
 ):
     found = {}
