@@ -1,4 +1,4 @@
-"""The files of tasks and of their results, in a folder that all workers can reach."""
+"""Files of tasks and their results, in a folder that all workers can reach."""
 
 import contextlib
 import os
@@ -30,12 +30,12 @@ def create_folder(parent: str) -> Iterator[str]:
 
 
 def write_task(folder: str, number: int, task: Any) -> None:
-    """Writes the task of a number."""
+    """Writes the task with the given number."""
     write(task, _name_file(folder, number, "task"))
 
 
 def has_result(folder: str, number: int) -> bool:
-    """Returns whether the task of a number is done."""
+    """Returns whether the result of a task exists."""
     return tf.io.gfile.exists(_name_file(folder, number, "result"))
 
 
@@ -45,7 +45,7 @@ def read_result(folder: str, number: int) -> Any:
 
 
 def run_task(folder: str, number: int, run: Callable[[Any], Any]) -> None:
-    """Runs a task, and writes its result or the UserError that it raised."""
+    """Runs a task and writes its result, or the UserError that it raised."""
     try:
         with ledger.write_part(f"{number:06d}"):
             result = run(read(_name_file(folder, number, "task")))

@@ -148,7 +148,7 @@ def predictions(beam_environment, images, tiny_export, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_labels_are_those_of_one_process(predictions, workers, tmp_path):
+def test_labels_equal_those_of_one_process(predictions, workers, tmp_path):
     command, expected = predictions
     options = ["--runner=DirectRunner", "--", DIRECT[0], f"{DIRECT[1]}={workers}"]
     out = tmp_path / "out"
@@ -260,7 +260,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_dask_repeats_the_tasks_of_a_killed_worker(
+def test_dask_retries_the_tasks_of_a_killed_worker(
     predictions, beam_environment, tmp_path
 ):
     command, expected = predictions
@@ -291,7 +291,7 @@ def test_dask_repeats_the_tasks_of_a_killed_worker(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_metrics_are_those_of_one_process(
+def test_metrics_equal_those_of_one_process(
     beam_environment, voc_checkpoint, voc_records, workers, tmp_path
 ):
     found = {}
