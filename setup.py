@@ -114,8 +114,9 @@ EXTRAS_REQUIRE = {
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     # Runs examples/quickstart.ipynb in its test.
     "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
-    # Runs predict and eval on many machines (--runner). Not in the extra all: Beam 2.77
-    # needs older releases of protobuf, Pillow and pyarrow than constraints.txt has.
+    # Runs convert, predict and eval on many machines (--runner). Not in the extra all:
+    # Beam 2.77 needs older releases of protobuf, Pillow and pyarrow than
+    # constraints.txt has.
     "beam": ["apache-beam>=2.77"],
     "peers": [
         # For comparison with its DeepLabv3+ in Keras 3.

@@ -17,7 +17,7 @@ _PROGRAM = (sys.executable, "-m", "deeplab_tf.data.worker")
 
 
 class Processes:
-    """The processes of a test, which are killed at its end."""
+    """Processes that are killed at the end of a test."""
 
     def __init__(self, folder):
         self._folder, self._running = folder, []

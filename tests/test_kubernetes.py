@@ -96,7 +96,7 @@ def test_numbers_of_workers_agree(find):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("find", WORKERS.values(), ids=WORKERS)
-def test_containers_train_as_processes(find, tiny_records, tmp_path):
+def test_container_commands_train(find, tiny_records, tmp_path):
     """Runs the containers' commands with folders instead of volumes, on loopback."""
     _, trainer, container = find()
     folders = {"/records": tiny_records, "/logs": tmp_path / "logs"}

@@ -1,4 +1,4 @@
-"""Training on several workers survives deaths, and changes of their number."""
+"""Training on several workers survives kills and a change of their number."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def script(name, *arguments):
 
 
 def train(commands, folder):
-    """Trains with a worker per command, without restarts; returns their output."""
+    """Trains with one worker per command until all succeed; returns their output."""
     with restarted(commands, cluster_configs(len(commands)), folder) as workers:
         assert [worker.loop.wait(600) for worker in workers] == len(commands) * [0]
         return [worker.log.read_text() for worker in workers]
@@ -114,7 +114,7 @@ def test_different_worker_is_named_within_a_minute(kind, tiny_records, tmp_path)
         more = cluster_configs(1)[0]["cluster"]["worker"]
         workers = configs[0]["cluster"]["worker"] + more
         configs[1]["cluster"] = {"worker": workers}
-        problem = "worker 2 has in TF_CONFIG a number of workers of 3, but worker 1 "
+        problem = "worker 2 has TF_CONFIG with a cluster size of 3, but worker 1 "
     seconds, lines = start(commands, configs, tmp_path)
     assert lines[0] == lines[1] and len(lines[0]) == 1
     assert lines[0][0].startswith(problem)
@@ -127,5 +127,5 @@ def test_missing_worker_is_named_within_a_minute(tiny_records, tmp_path):
     commands = [command(tiny_records, tmp_path / "logs")]
     seconds, lines = start(commands, configs[:1], tmp_path)
     address = configs[0]["cluster"]["worker"][1]
-    assert lines[0][0].startswith(f"worker 2 ({address}) did not appear within 50 s;")
+    assert lines[0][0].startswith(f"worker 2 ({address}) did not connect within 50 s;")
     assert seconds < 90

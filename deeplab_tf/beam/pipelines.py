@@ -1,8 +1,8 @@
 """Runs independent tasks on a runner of Apache Beam.
 
-A pipeline has one task per element and no data: each task reads its input and writes
-its output itself. So a bundle that a runner repeats writes the same files again, and
-nothing depends on what runners keep between stages.
+The elements of a pipeline are task numbers. Each task reads its input and writes its
+output itself, so a bundle that a runner retries writes the same files again, and no
+data passes between stages.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from deeplab_tf.beam import task_files
 from deeplab_tf.beam.workers import RunTask, Work
 from deeplab_tf.errors import UserError, one_line, suggest_similar
 
-# Only their job servers know all options.
+# The job servers of these runners define further options.
 _WITH_JOB_SERVER = ("Flink", "Kafka", "Portable", "Prism", "Spark")
 
 
 class Runner(NamedTuple):
-    """A runner of Beam, such as DirectRunner, and its options."""
+    """A Beam runner, such as DirectRunner, and its options."""
 
     name: str
     options: Sequence[str] = ()
@@ -74,7 +74,7 @@ def run_tasks(
         runner: The runner.
 
     Raises:
-        UserError: of the first task that raised one; if the pipeline failed.
+        UserError: the first one that a task raised; or if the pipeline failed.
     """
     options = runner.make_options()
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
@@ -87,8 +87,8 @@ def run_tasks(
         missing = sum(not task_files.has_result(scratch, i) for i in numbers)
         if missing:
             raise UserError(
-                f"--runner={runner.name} left out {missing} of {len(tasks)} tasks; can "
-                f"all workers write to {folder}?"
+                f"--runner={runner.name} returned no result for {missing} of "
+                f"{len(tasks)} tasks; check that all workers can write to {folder}"
             )
         results = [task_files.read_result(scratch, i) for i in numbers]
     for result in results:
@@ -100,7 +100,7 @@ def run_tasks(
 def _run_pipeline(
     do_fn: beam.DoFn, num_tasks: int, options: PipelineOptions, runner: Runner
 ) -> None:
-    """Runs the pipeline until its end; raises UserError if it fails."""
+    """Runs the pipeline and waits for it; raises UserError if it fails."""
     try:
         pipeline = beam.Pipeline(options=options)
         # Without a shuffle, a runner may run all tasks in one bundle.
@@ -111,15 +111,15 @@ def _run_pipeline(
         message = one_line(error) or type(error).__name__
         raise UserError(f"--runner={runner.name} failed: {message}") from error
     if state not in (None, PipelineState.DONE):
-        raise UserError(f"--runner={runner.name} ended in the state {state}")
+        raise UserError(f"--runner={runner.name} ended in state {state}")
 
 
 @contextlib.contextmanager
 def _exit_if_worker_dies() -> Iterator[None]:
-    """Ends this process when a worker process of the DirectRunner was killed.
+    """Exits if a worker process of the DirectRunner is killed.
 
-    The DirectRunner raises an error in a thread that nobody waits for, and waits for
-    the worker forever.
+    The DirectRunner raises the error in a background thread, and its main thread keeps
+    waiting for the worker.
     """
     earlier = threading.excepthook
 
@@ -137,7 +137,7 @@ def _exit_if_worker_dies() -> Iterator[None]:
 
 
 def _exit(reason: str) -> NoReturn:
-    """Exits at once; other workers end when their connection does."""
+    """Exits immediately; other workers exit when they lose their connection."""
     name = os.path.basename(sys.argv[0])
     print(f"{name}: {reason}; run the command again", file=sys.stderr, flush=True)
     os._exit(1)

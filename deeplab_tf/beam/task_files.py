@@ -1,4 +1,4 @@
-"""The files of tasks and of their results, in a folder that all workers can reach."""
+"""Files of tasks and their results, in a folder that all workers can reach."""
 
 import contextlib
 import os
@@ -30,30 +30,30 @@ def create_folder(parent: str) -> Iterator[str]:
 
 
 def write_task(folder: str, number: int, task: Any) -> None:
-    """Writes the task of a number."""
-    _write(task, _name_file(folder, number, "task"))
+    """Writes the task with the given number."""
+    write(task, _name_file(folder, number, "task"))
 
 
 def has_result(folder: str, number: int) -> bool:
-    """Returns whether the task of a number is done."""
+    """Returns whether the result of a task exists."""
     return tf.io.gfile.exists(_name_file(folder, number, "result"))
 
 
 def read_result(folder: str, number: int) -> Any:
     """Returns the result of a task, or the UserError that it raised."""
-    return _read(_name_file(folder, number, "result"))
+    return read(_name_file(folder, number, "result"))
 
 
 def run_task(folder: str, number: int, run: Callable[[Any], Any]) -> None:
-    """Runs a task, and writes its result or the UserError that it raised."""
+    """Runs a task and writes its result, or the UserError that it raised."""
     try:
         with ledger.write_part(f"{number:06d}"):
-            result = run(_read(_name_file(folder, number, "task")))
+            result = run(read(_name_file(folder, number, "task")))
     except UserError as error:
         result = error
     # Two workers may run the same task.
     unfinished = _name_file(folder, number, secrets.token_hex(8))
-    _write(result, unfinished)
+    write(result, unfinished)
     tf.io.gfile.rename(unfinished, _name_file(folder, number, "result"), overwrite=True)
 
 
@@ -61,11 +61,13 @@ def _name_file(folder: str, number: int, suffix: str) -> str:
     return os.path.join(folder, f"{number:06d}.{suffix}")
 
 
-def _write(value: Any, path: str) -> None:
+def write(value: Any, path: str) -> None:
+    """Pickles a value to a file."""
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(pickle.dumps(value))
 
 
-def _read(path: str) -> Any:
+def read(path: str) -> Any:
+    """Returns the value in a file of `write`."""
     with tf.io.gfile.GFile(path, "rb") as file:
         return pickle.loads(file.read())

@@ -1,4 +1,7 @@
-"""What worker processes of Beam run; imports TensorFlow only after `Work.start`."""
+"""Runs tasks in worker processes of Beam.
+
+TensorFlow is imported only after `Work.start`.
+"""
 
 import functools
 import pickle
@@ -10,14 +13,14 @@ from apache_beam.utils import shared
 
 
 class Work(NamedTuple):
-    """What the workers of a pipeline run.
+    """The functions that the workers of a pipeline call.
 
     Attributes:
         start: Called first in every worker process; must not import TensorFlow when it
             is unpickled.
         load: Called once per worker process.
-        run: Called with what `load` returned and a task. It may be called again for
-            the same task, also at the same time on another worker.
+        run: Called with the value that `load` returned and a task. Several workers may
+            run the same task, even at the same time.
     """
 
     start: Callable[[], object]
@@ -26,18 +29,18 @@ class Work(NamedTuple):
 
 
 class _Loaded:
-    """A function with what it needs; `Shared` keeps only objects of classes."""
+    """A function bound to its state, in a class because `Shared` needs weakrefs."""
 
     def __init__(self, state: Any, run: Callable[[Any, Any], Any]):
         self.run = functools.partial(run, state)
 
 
 class RunTask(beam.DoFn):
-    """Runs the task of a number; its files are in `folder`, see `task_files`."""
+    """Runs tasks by number; their files are in `folder`, see `task_files`."""
 
     def __init__(self, work: Work, folder: str):
         self._start = work.start
-        # Unpickling them imports TensorFlow, which `start` has to set up.
+        # Unpickling these imports TensorFlow, which `start` must configure first.
         self._pickled = pickle.dumps((work.load, work.run))
         self._folder = folder
         self._shared = shared.Shared()
@@ -51,7 +54,7 @@ class RunTask(beam.DoFn):
         return _Loaded(load(), run)
 
     def process(self, element: int) -> Iterator[int]:
-        """Yields the number when the result of its task is written."""
+        """Yields the number once the result of its task is written."""
         from deeplab_tf.beam import task_files
 
         def run(task: Any) -> Any:

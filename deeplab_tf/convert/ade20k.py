@@ -6,6 +6,8 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert import conversion, pairs
+from deeplab_tf.convert.options import RunOptions
+from deeplab_tf.convert.shards import REPLACE
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import mask_files
@@ -44,7 +46,11 @@ def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample
 
 
 def convert(
-    ade20k_root: str, output_dir: str, num_shards: int = 4, num_classes: int = 151
+    ade20k_root: str,
+    output_dir: str,
+    num_shards: int = 4,
+    num_classes: int = 151,
+    run: RunOptions = REPLACE,
 ) -> dict[str, int]:
     """Converts train and val.
 
@@ -54,6 +60,7 @@ def convert(
         num_shards: Files per split; the official converter writes 4.
         num_classes: 151 for the official labels, in which 0 is ignored; 150 for
             classes that start at 0, with 255 ignored.
+        run: How to treat earlier records; which processes write shards.
 
     Returns:
         Number of images by split.
@@ -75,5 +82,7 @@ def convert(
     splits = {
         split: _find_samples(root, folder, read) for split, folder in _SPLITS.items()
     }
-    written = conversion.convert(splits, dataset_info(dataset), output_dir, num_shards)
+    written = conversion.convert(
+        splits, dataset_info(dataset), output_dir, num_shards, run=run
+    )
     return {split: written.split_sizes[split] for split in splits}

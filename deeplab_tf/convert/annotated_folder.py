@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from deeplab_tf.convert import conversion, folder, layout
+from deeplab_tf.convert import conversion, findings, folder, layout
 from deeplab_tf.convert.annotations.objects import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -179,6 +179,14 @@ class Source(NamedTuple):
         return {path: found[path] for path in sorted(found)}
 
 
+class _Oddities(NamedTuple):
+    """Overlapping pixels and empty objects of an image."""
+
+    path: epath.Path
+    overlap: int
+    empty: int
+
+
 class LabelMaps:
     """Draws the label maps of images and counts overlaps and empty objects.
 
@@ -194,15 +202,18 @@ class LabelMaps:
         self.ids = ids
         self.info = info
         self.apply_exif = apply_exif
-        # Overlap and empty objects by image, which may be drawn more than once.
-        self._counts: dict[epath.Path, tuple[int, int]] = {}
+        self._oddities: dict[epath.Path, _Oddities] = {}
 
     def draw(self, path: epath.Path, image: AnnotatedImage) -> np.ndarray:
         """Returns the label map of an image file, uint8 `[height, width]`."""
         height, width = self._find_size(path, image)
         drawn = draw_label(image, self.ids, height, width)
-        self._counts[path] = drawn.overlap, drawn.empty
+        findings.add(_Oddities(path, drawn.overlap, drawn.empty))
         return drawn.label
+
+    def add(self, finding: _Oddities) -> None:
+        """Counts the oddities of an image, which may be drawn more than once."""
+        self._oddities[finding.path] = finding
 
     def _find_size(self, path: epath.Path, image: AnnotatedImage) -> tuple[int, int]:
         """Returns the size of the label map.
@@ -229,13 +240,14 @@ class LabelMaps:
 
     def report(self) -> None:
         """Prints lines about overlaps and objects without pixels, if any."""
-        overlaps = [overlap for overlap, _ in self._counts.values() if overlap]
+        odd = self._oddities.values()
+        overlaps = [item.overlap for item in odd if item.overlap]
         if overlaps:
             print(
                 f"objects of different classes overlap in {sum(overlaps):,} pixels of "
                 f"{pluralize(len(overlaps), 'image(s)')}; the upper ones were kept"
             )
-        if empty := sum(empty for _, empty in self._counts.values()):
+        if empty := sum(item.empty for item in odd):
             print(pluralize(empty, "object(s) (covers|cover) no pixels"))
 
 
@@ -279,8 +291,7 @@ def convert(
         for path, image in source.find_images(output_dir).items()
     ]
     recipe = repr((sorted(ids.items()), source.annotations.options))
-    info = folder.convert_samples(
-        samples, classes, output_dir, division, num_shards, options, run, recipe
+    found = folder.FoundSamples(samples, maps, recipe)
+    return folder.convert_samples(
+        found, classes, output_dir, division, num_shards, options, run
     )
-    maps.report()
-    return info

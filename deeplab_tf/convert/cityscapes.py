@@ -11,6 +11,8 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert import conversion, pairs
+from deeplab_tf.convert.options import RunOptions
+from deeplab_tf.convert.shards import REPLACE
 from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import mask_files
@@ -105,6 +107,7 @@ def convert(
     output_dir: str,
     num_shards: int = 10,
     splits: Sequence[str] = (),
+    run: RunOptions = REPLACE,
 ) -> dict[str, int]:
     """Converts every split whose folders exist.
 
@@ -113,6 +116,7 @@ def convert(
         output_dir: Folder of the TFRecords; an error leaves nothing in it.
         num_shards: Files per split; the official converter writes 10.
         splits: Names of the splits; default: all whose folders exist.
+        run: How to treat earlier records; which processes write shards.
 
     Returns:
         Number of images by split.
@@ -122,5 +126,5 @@ def convert(
     """
     samples = _find_splits(epath.Path(cityscapes_root), splits or tuple(_SPLITS))
     info = dataset_info("cityscapes")
-    written = conversion.convert(samples, info, output_dir, num_shards)
+    written = conversion.convert(samples, info, output_dir, num_shards, run=run)
     return {split: written.split_sizes[split] for split in samples}

@@ -1,7 +1,6 @@
 """Reads the classes of a dataset from a text file or a `dataset_info.json`."""
 
 import os
-import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ class ClassList(NamedTuple):
     has_colors: bool = False
     ignore_colors: tuple[Color, ...] = ()
     file_values: Mapping[int, int] | None = None
-    value_map: Mapping[int | Color, int] = types.MappingProxyType({})
+    value_map: Mapping[int | Color, int] = {}
     nearest: bool = False
     ignores_explicitly: bool = False
 

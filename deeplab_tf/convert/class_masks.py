@@ -1,13 +1,13 @@
 """Joins masks of one class each into label maps."""
 
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from deeplab_tf.convert import mask_values
+from deeplab_tf.convert import findings, mask_values
 from deeplab_tf.convert.class_list import ClassList, is_background
 from deeplab_tf.errors import UnclearError, UserError, pluralize
 from deeplab_tf.images import mask_files
@@ -29,13 +29,18 @@ def background_id(classes: ClassList, why: str) -> int:
     )
 
 
+class _Overlaps(NamedTuple):
+    """Overlapping pixels by lower and upper class, and the first mask of the image."""
+
+    first: epath.Path
+    counts: Counter[tuple[int, int]]
+
+
 class ClassMasks:
     """Reads masks of one class each, and counts where they overlap."""
 
     def __init__(self, classes: ClassList):
         self.classes = classes
-        self._lock = threading.Lock()
-        # Pixels by lower and upper class, by first mask of the image.
         self._overlaps: dict[epath.Path, Counter[tuple[int, int]]] = {}
 
     def read(self, masks: Mapping[int, Sequence[epath.Path]]) -> np.ndarray:
@@ -79,9 +84,12 @@ class ClassMasks:
                 f"{first} and the other masks of its image leave pixels out, which need"
             )
             label[~is_painted] = background_id(self.classes, why)
-        with self._lock:
-            self._overlaps[first] = overlaps
+        findings.add(_Overlaps(first, overlaps))
         return label
+
+    def add(self, finding: _Overlaps) -> None:
+        """Counts the overlaps of an image, which may be read more than once."""
+        self._overlaps[finding.first] = finding.counts
 
     def report(self) -> None:
         """Prints one line about overlapping masks, if there are any."""

@@ -14,6 +14,8 @@ from etils import epath
 
 from deeplab_tf import strict_json
 from deeplab_tf.convert import conversion, pairs, run_lengths
+from deeplab_tf.convert.options import RunOptions
+from deeplab_tf.convert.shards import REPLACE
 from deeplab_tf.data.info import dataset_info, normalize_split
 from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.files import file_kinds, text_files
@@ -243,7 +245,12 @@ def _read_scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
 
 
 def convert(
-    annotations: str, image_dir: str, output_dir: str, split: str, num_shards: int = 100
+    annotations: str,
+    image_dir: str,
+    output_dir: str,
+    split: str,
+    num_shards: int = 100,
+    run: RunOptions = REPLACE,
 ) -> dict[str, int]:
     """Converts one split.
 
@@ -253,6 +260,7 @@ def convert(
         output_dir: Folder of the TFRecords; an error leaves nothing in it.
         split: Name of the split.
         num_shards: Files of the split; with 100, COCO's train has about 150 MB each.
+        run: How to treat earlier records; which processes write shards.
 
     Returns:
         Number of images that were kept, by split.
@@ -276,5 +284,7 @@ def convert(
         for scene in _read_scenes(path, folder)
     ]
     info = dataset_info("coco_voc")
-    written = conversion.convert({split: samples}, info, output_dir, num_shards)
+    written = conversion.convert(
+        {split: samples}, info, output_dir, num_shards, run=run
+    )
     return {split: written.split_sizes[split]}

@@ -4,13 +4,13 @@ All masks of a conversion are read in the same way. If two readings of their val
 plausible, they are refused; the error names the flag that decides.
 """
 
-import threading
 from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from deeplab_tf.convert import mask_values, nearest
+from deeplab_tf.convert import findings, mask_values, nearest
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.value_map import Color
 from deeplab_tf.errors import UnclearError
@@ -28,6 +28,13 @@ def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
     return Masks(classes, [path]).read(path)
 
 
+class _Reading(NamedTuple):
+    """How a mask was read that is either class ids or grey colours."""
+
+    path: epath.Path
+    kind: str
+
+
 class Masks:
     """The masks of a conversion.
 
@@ -39,9 +46,9 @@ class Masks:
 
     def __init__(self, classes: ClassList, paths: Sequence[epath.Path]):
         self.classes = classes
-        self.snapped = nearest.Snapper()
         self._values = mask_values.AllValues(paths)
-        self._lock = threading.Lock()
+        # --val_share reads masks twice.
+        self._snapped: dict[epath.Path, nearest.Snapped] = {}
         self._readings: dict[str, epath.Path] = {}
 
     def read(self, path: epath.Path) -> np.ndarray:
@@ -63,6 +70,28 @@ class Masks:
                 raise
             large = LargeMask(path)
             return large.label(self._read_mask(path, large.values))
+
+    def add(self, finding: nearest.Snapped | _Reading) -> None:
+        """Counts snapped pixels, and compares how masks were read.
+
+        Raises:
+            UnclearError: if masks have both class ids and grey colours.
+        """
+        if isinstance(finding, nearest.Snapped):
+            self._snapped.setdefault(finding.path, finding)
+            return
+        self._readings.setdefault(finding.kind, finding.path)
+        if len(self._readings) > 1:
+            (first, a), (second, b) = sorted((p, k) for k, p in self._readings.items())
+            raise UnclearError(
+                f"{first} has {a}, but {second} has {b}; a conversion needs masks of "
+                "one kind"
+            )
+
+    def report(self) -> None:
+        """Prints how many pixels `--nearest` changed."""
+        if self.classes.nearest:
+            print(nearest.describe_snapped(self._snapped.values()))
 
     def _read_mask(self, path: epath.Path, mask: Mask) -> np.ndarray:
         """Reads a mask, after refusing lossy formats without `--nearest`."""
@@ -161,7 +190,7 @@ class Masks:
         """Labels colours, exactly or, with `--nearest`, by the nearest colour."""
         if self.classes.nearest:
             nearest.require_all_classes(self.classes, ids)
-            return self.snapped.snap(path, mask, ids)
+            return _snap(path, mask, ids)
         keys = lookup.pack_colors(mask.pixels)
         # Only the parts of the table that are used take memory.
         table = np.zeros(lookup.COLORS, np.uint16)
@@ -232,7 +261,7 @@ class Masks:
                 "all class ids, but not declared as such; remove --nearest, or declare "
                 "them with --value_map"
             )
-        return self.snapped.snap(path, mask, targets)
+        return _snap(path, mask, targets)
 
     def _choose_table(
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
@@ -247,7 +276,7 @@ class Masks:
         if fits_id and fits_color and any(by_id[v] != by_color[v] for v in values):
             fits_id, fits_color = self._choose_reading(path, mask, by_id, by_color)
         if fits_id != fits_color:
-            self._require_same_reading(path, "class ids" if fits_id else "grey colours")
+            findings.add(_Reading(path, "class ids" if fits_id else "grey colours"))
         table = by_id if fits_id else by_color
         if fits_id:
             self._check_black_and_white(path, mask, values)
@@ -299,20 +328,6 @@ class Masks:
             f"of --classes; for colours, add --value_map={','.join(entries)}; for "
             "class ids, remove the colours from --classes"
         )
-
-    def _require_same_reading(self, path: epath.Path, reading: str) -> None:
-        """Raises `UnclearError` if masks have both class ids and grey colours."""
-        with self._lock:
-            # Threads read in any order; the message must not depend on it.
-            self._readings[reading] = min(path, self._readings.get(reading, path))
-            if len(self._readings) > 1:
-                (first, a), (second, b) = sorted(
-                    (p, r) for r, p in self._readings.items()
-                )
-                raise UnclearError(
-                    f"{first} has {a}, but {second} has {b}; a conversion needs masks "
-                    "of one kind"
-                )
 
     def _check_black_and_white(
         self, path: epath.Path, mask: Mask, values: Set[int]
@@ -369,6 +384,12 @@ class Masks:
             f"{self.classes.describe_values()}; {self._values.describe(total)}; "
             f"{mask_values.suggest_flag(total, self.classes)}"
         )
+
+
+def _snap(path: epath.Path, mask: Mask, targets: Mapping) -> np.ndarray:
+    label, snapped = nearest.snap(path, mask, targets)
+    findings.add(snapped)
+    return label
 
 
 def _scale_levels(levels: Mapping[int, int], white: int) -> dict[int, int]:

@@ -10,8 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,21 +18,21 @@ import cv2
 import numpy as np
 from etils import epath
 
+from deeplab_tf.convert import findings
 from deeplab_tf.convert.manifest import Member, Shard, summarize
 from deeplab_tf.convert.options import ImageOptions, RunOptions
+from deeplab_tf.convert.shard_tasks import PlannedShard, Record
 from deeplab_tf.convert.shards import (
     OWN_FILES,
     REPLACE,
     SKIPPED_FILE,
     Conversion,
-    PlannedShard,
-    Record,
     split_into_shards,
 )
 from deeplab_tf.convert.tiling import TileReader, cut_samples
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UnclearError, UserError, pluralize
+from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, encoding, lookup
 from deeplab_tf.images.decoding import EncodedImage
@@ -98,23 +97,6 @@ def _count_pixels(label: np.ndarray, info: DatasetInfo) -> dict[int, int]:
 AS_STORED = ImageOptions()
 
 
-class _Notes:
-    """Counts notes about images; thread-safe."""
-
-    def __init__(self):
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def add(self, note: str) -> None:
-        with self._lock:
-            self._counts[note] += 1
-
-    def report(self) -> None:
-        """Prints one line for each note."""
-        for note, count in sorted(self._counts.items()):
-            print(pluralize(count, f"image(s) {note}"))
-
-
 def _read_sample(
     sample: Sample, info: DatasetInfo, options: ImageOptions
 ) -> tuple[EncodedImage, np.ndarray, np.ndarray]:
@@ -132,18 +114,23 @@ def _read_sample(
 
 
 def _make_record(
-    sample: Sample,
-    info: DatasetInfo,
-    options: ImageOptions,
-    tiles: TileReader,
-    notes: _Notes,
+    sample: Sample, info: DatasetInfo, options: ImageOptions, tiles: TileReader
 ) -> Record:
     """Returns the record of a sample, after checking its files."""
+    with findings.collect() as found:
+        record = _read_record(sample, info, options, tiles)
+    return record._replace(findings=found)
+
+
+def _read_record(
+    sample: Sample, info: DatasetInfo, options: ImageOptions, tiles: TileReader
+) -> Record:
+    """Returns the record of a sample, without findings."""
     if sample.tile is None:
         image, pixels, label = _read_sample(sample, info, options)
     else:
         image, pixels, label = tiles.read(sample)
-        notes.add("(is|are) tiles of larger ones")
+        findings.add("(is|are) tiles of larger ones")
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
         raise UserError(
@@ -157,15 +144,18 @@ def _make_record(
             f"{info.max_value}"
         )
     if image.source not in decoding.IMAGE_FORMATS:
-        notes.add(f"transcoded from {image.source} to PNG")
+        findings.add(f"transcoded from {image.source} to PNG")
     if image.turned_from != 1:
-        notes.add("turned upright by EXIF")
+        findings.add("turned upright by EXIF")
     if image.orientation != 1:
-        notes.add("(has|have) an EXIF rotation that is not applied")
+        findings.add("(has|have) an EXIF rotation that is not applied")
     # OpenCV is ten times faster than Pillow and TensorFlow.
     png = cv2.imencode(".png", label)[1].tobytes()
-    record = records.serialize(image, png, sample.name)
-    return record, _count_pixels(label, info), _hash_record(sample.name, pixels, label)
+    return Record(
+        records.serialize(image, png, sample.name),
+        _count_pixels(label, info),
+        _hash_record(sample.name, pixels, label),
+    )
 
 
 def _check_sizes(
@@ -203,6 +193,7 @@ def convert(
     recipe: str = "",
     options: ImageOptions = AS_STORED,
     run: RunOptions = REPLACE,
+    labels: findings.Labels | None = None,
 ) -> DatasetInfo:
     """Writes `<split>-00000-of-0000N.tfrecord` for every split, and the info.
 
@@ -220,6 +211,7 @@ def convert(
             every shard is written again.
         options: How images become records.
         run: How to treat earlier records and broken images.
+        labels: Takes the findings of the labels that are read.
 
     Returns:
         The info as written, with split sizes, class pixels and content hashes.
@@ -237,7 +229,7 @@ def convert(
     if options.tile:
         splits = {s: cut_samples(samples, options) for s, samples in splits.items()}
     fields = (info.class_names, info.ignore_label, info.channels, info.max_value)
-    notes = _Notes()
+    tally = findings.Tally(labels)
     conversion = Conversion(
         output_dir,
         run,
@@ -247,8 +239,8 @@ def convert(
             info=info,
             options=options,
             tiles=TileReader(info, options, _check_sizes),
-            notes=notes,
         ),
+        tally.add,
     )
     shards: list[PlannedShard] = []
     try:
@@ -263,11 +255,12 @@ def convert(
         done = conversion.write_shards(shards, 1 if is_large else os.cpu_count() or 1)
         done = conversion.renumber_shards(done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
-        conversion.remove_unpublished(splits)
+        if not conversion.is_resumable():
+            conversion.remove_unpublished(splits)
         raise
     info = _add_contents(info, output_dir, done)
     conversion.publish([shard for shard, _ in done], info)
-    notes.report()
+    tally.report()
     _report_skipped(conversion, splits)
     return info
 

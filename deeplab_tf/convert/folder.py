@@ -2,14 +2,21 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from deeplab_tf.convert import additions, color_labels, conversion, layout, splitting
+from deeplab_tf.convert import (
+    additions,
+    color_labels,
+    conversion,
+    findings,
+    layout,
+    splitting,
+)
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.class_masks import ClassMasks, background_id
 from deeplab_tf.convert.options import ImageOptions, Layout, RunOptions, Splitting
@@ -23,6 +30,20 @@ REFUSE_UNCLEAR = ImageOptions(apply_exif=None)
 ALL_INTO_TRAIN = Splitting()
 
 
+class FoundSamples(NamedTuple):
+    """The samples of a folder.
+
+    Attributes:
+        samples: The samples.
+        labels: Takes the findings of their labels and reports them.
+        recipe: What the labels depend on besides their files and the classes.
+    """
+
+    samples: Sequence[conversion.Sample]
+    labels: findings.Labels
+    recipe: str = ""
+
+
 def _make_background(
     classes: ClassList, apply_exif: bool, image: epath.Path
 ) -> np.ndarray:
@@ -33,8 +54,9 @@ def _make_background(
 
 def _find_samples(
     files: Layout, classes: ClassList, output_dir: str, apply_exif: bool
-) -> tuple[list[conversion.Sample], Callable[[], None]]:
-    """Returns the samples, and a function that reports on their masks at the end."""
+) -> FoundSamples:
+    """Returns the samples of a folder of masks."""
+    labels: color_labels.Masks | ClassMasks
     found: Mapping[str, tuple[epath.Path, Any]]  # image, and mask or masks or None
     if files.mask_pattern:
         if classes.value_map:
@@ -43,67 +65,62 @@ def _find_samples(
                 "one other value; remove one of the flags"
             )
         found = layout.find_class_masks(files, classes.info.class_names, output_dir)
-        joined = ClassMasks(classes)
-        read, report = joined.read, joined.report
+        labels = ClassMasks(classes)
     else:
         found = layout.find_pairs(files, output_dir)
-        labels = [label for _, label in found.values() if label is not None]
-        single = color_labels.Masks(classes, labels)
-        read, report = single.read, functools.partial(_report_snapped, single)
+        masks = [mask for _, mask in found.values() if mask is not None]
+        labels = color_labels.Masks(classes, masks)
     samples = []
     for name, (image, mask) in found.items():
         by_class = mask if isinstance(mask, Mapping) else {0: [mask] if mask else []}
-        read_label = functools.partial(read, mask)
+        read_label = functools.partial(labels.read, mask)
         if mask is None:
             read_label = functools.partial(_make_background, classes, apply_exif, image)
-        labels = tuple(path for paths in by_class.values() for path in paths)
-        samples.append(conversion.Sample(name, image, labels, read_label))
-    return samples, report
-
-
-def _report_snapped(masks: color_labels.Masks) -> None:
-    """Prints how many pixels `--nearest` changed, if any."""
-    if masks.classes.nearest:
-        print(masks.snapped)
+        paths = tuple(path for paths in by_class.values() for path in paths)
+        samples.append(conversion.Sample(name, image, paths, read_label))
+    return FoundSamples(samples, labels, files.mask_pattern)
 
 
 def _read_classes(
     samples: Mapping[str, conversion.Sample],
     ignore_label: int,
     skip_broken: bool,
+    labels: findings.Labels,
     names: Sequence[str],
 ) -> dict[str, tuple[int, ...] | None]:
     """Returns the ids of the classes in each sample, None for labels to skip."""
 
-    def read(name: str) -> tuple[int, ...] | None:
+    def read(name: str) -> tuple[tuple[int, ...] | None, list]:
         try:
-            values = np.unique(samples[name].read_label())
-            return tuple(values[values != ignore_label].tolist())
+            with findings.collect() as found:
+                values = np.unique(samples[name].read_label())
+            return tuple(values[values != ignore_label].tolist()), found
         except UserError as error:
             if not skip_broken or isinstance(error, UnclearError):
                 raise
-            return None
+            return None, []
 
+    ids: dict[str, tuple[int, ...] | None] = {}
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(read, names), strict=True))
+        for name, (values, found) in zip(names, pool.map(read, names), strict=True):
+            ids[name] = values
+            for finding in found:
+                labels.add(finding)
+    return ids
 
 
 def convert_samples(
-    samples: Sequence[conversion.Sample],
+    found: FoundSamples,
     classes: ClassList,
     output_dir: str,
     division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
     options: ImageOptions = REFUSE_UNCLEAR,
     run: RunOptions = ADD,
-    recipe: str = "",
 ) -> DatasetInfo:
-    """Divides samples into splits and converts them; see `convert`.
-
-    `recipe` is what labels depend on besides their files and the classes.
-    """
+    """Divides samples into splits, converts and reports them; see `convert`."""
     by_name: dict[str, conversion.Sample] = {}
-    for sample in samples:
+    for sample in found.samples:
         if (other := by_name.setdefault(sample.name, sample)) is not sample:
             raise UserError(
                 f"{other.image} and {sample.image} have the same name; rename one of "
@@ -112,19 +129,23 @@ def convert_samples(
     earlier = {}
     if division.val_share and run.adds:
         earlier = additions.find_earlier_splits(output_dir)
+    ignore_label = classes.info.ignore_label
     read = functools.partial(
-        _read_classes, by_name, classes.info.ignore_label, run.skip_broken
+        _read_classes, by_name, ignore_label, run.skip_broken, found.labels
     )
     splits = splitting.split_names(list(by_name), division, earlier, read)
-    return conversion.convert(
+    info = conversion.convert(
         {split: [by_name[n] for n in names] for split, names in splits.items()},
         classes.info,
         output_dir,
         num_shards,
-        classes.recipe() + recipe,
+        classes.recipe() + found.recipe,
         options,
         run,
+        found.labels,
     )
+    found.labels.report()
+    return info
 
 
 def convert(
@@ -155,12 +176,7 @@ def convert(
         UserError: if a file is missing, unpaired or broken, or a value is out of range;
             if the split has other images with the same names, or other classes.
     """
-    samples, report = _find_samples(
-        files, classes, output_dir, bool(options.apply_exif)
+    found = _find_samples(files, classes, output_dir, bool(options.apply_exif))
+    return convert_samples(
+        found, classes, output_dir, division, num_shards, options, run
     )
-    info = convert_samples(
-        *(samples, classes, output_dir, division, num_shards, options, run),
-        recipe=files.mask_pattern,
-    )
-    report()
-    return info

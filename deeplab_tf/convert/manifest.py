@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import re
+import secrets
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -16,6 +18,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs, text_files
 
 MANIFEST = "conversion.json"
+_PART = re.compile(rf"\.{re.escape(MANIFEST)}\..+-\d{{5}}-of-\d{{5}}\.tfrecord")
 _HASH_MODULUS = 1 << 256
 # A million images.
 _MAX_BYTES = 1 << 29
@@ -112,7 +115,8 @@ class Manifest:
 
     The key of a shard is its file name, with `records.FINISHED` until it is published.
     Entries whose file is missing or has another size are dropped. A manifest that
-    cannot be read is reported and starts empty.
+    cannot be read is reported and starts empty. The parts that an interrupted run left
+    are added; see `write_part`.
 
     Attributes:
         found: Whether the folder had a manifest.
@@ -125,27 +129,40 @@ class Manifest:
         self._path = os.path.join(folder, MANIFEST)
         self.shards: dict[str, Shard] = {}
         self.skipped: dict[str, dict[str, Skipped]] = {}
-        self.found = tf.io.gfile.exists(self._path)
-        if self.found:
+        is_complete = tf.io.gfile.exists(self._path)
+        parts = self._list_parts()
+        self.found = is_complete or bool(parts)
+        for path in [self._path] * is_complete + parts:
             try:
-                self._read()
+                self._read(path)
             except UserError as error:
+                shards = "its shard" if path in parts else "every shard"
                 print(
-                    f"warning: {error}; every shard will be written again",
+                    f"warning: {error}; {shards} will be written again",
                     file=sys.stderr,
                 )
+        if parts:
+            self._write()
+            remove(parts)
 
-    def _read(self) -> None:
+    def _list_parts(self) -> list[str]:
+        if not tf.io.gfile.isdir(self._folder):
+            return []
+        names = sorted(tf.io.gfile.listdir(self._folder))
+        return [os.path.join(self._folder, n) for n in names if _PART.fullmatch(n)]
+
+    def _read(self, path: str) -> None:
         """Reads the shards whose files still have the recorded size."""
-        content = text_files.read_content(self._path, _MAX_BYTES)
-        values = strict_json.load(content, self._path, _MAX_BYTES)
-        file = strict_json.build_dataclass(_ManifestFile, values, self._path)
+        content = text_files.read_content(path, _MAX_BYTES)
+        values = strict_json.load(content, path, _MAX_BYTES)
+        file = strict_json.build_dataclass(_ManifestFile, values, path)
         skipped = {
-            split: [Skipped(*_parse_strings(row, 3, self._path)) for row in rows]
+            split: [Skipped(*_parse_strings(row, 3, path)) for row in rows]
             for split, rows in file.skipped.items()
         }
-        shards = {key: _parse_entry(e, self._path) for key, e in file.shards.items()}
-        self.skipped = {k: {row.name: row for row in v} for k, v in skipped.items()}
+        shards = {key: _parse_entry(e, path) for key, e in file.shards.items()}
+        for split, rows in skipped.items():
+            self.skipped.setdefault(split, {}).update({row.name: row for row in rows})
         # A finished shard without a file was published just before an interruption.
         for key in sorted(shards, key=lambda key: key.endswith(records.FINISHED)):
             name = key.removesuffix(records.FINISHED)
@@ -155,9 +172,7 @@ class Manifest:
                     break
 
     def _get_file_size(self, name: str) -> int | None:
-        """Returns the size of a file in bytes, None if it does not exist."""
-        path = os.path.join(self._folder, name)
-        return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
+        return _find_size(os.path.join(self._folder, name))
 
     def add(self, key: str, members: Sequence[Member]) -> Shard:
         """Adds a finished shard, whose file exists, and writes the manifest."""
@@ -175,6 +190,14 @@ class Manifest:
         if len(kept) < len(self.shards):
             self.shards = kept
             self._write()
+
+    def has_parts(self) -> bool:
+        """Returns whether there are parts."""
+        return bool(self._list_parts())
+
+    def remove_parts(self) -> None:
+        """Removes the parts of shards that were added."""
+        remove(self._list_parts())
 
     def publish(self, is_kept: Callable[[str], bool]) -> None:
         """Renames the finished shards and drops those that are not kept."""
@@ -199,20 +222,60 @@ class Manifest:
         if not self.shards:
             remove([self._path])
             return
-        values = {
-            "shards": {
-                key: {
-                    "size": shard.size,
-                    "members": [json.dumps(member) for member in shard.members],
-                }
-                for key, shard in self.shards.items()
-            },
-            "skipped": {
-                split: [json.dumps(row) for row in rows.values()]
-                for split, rows in self.skipped.items()
-            },
-        }
-        outputs.write_text(strict_json.dump(values), self._path)
+        outputs.write_text(_format(self.shards, self.skipped), self._path)
+
+
+def _format(
+    shards: Mapping[str, Shard], skipped: Mapping[str, Mapping[str, Skipped]]
+) -> str:
+    """Returns the content of the file."""
+    values = {
+        "shards": {
+            key: {
+                "size": shard.size,
+                "members": [json.dumps(member) for member in shard.members],
+            }
+            for key, shard in shards.items()
+        },
+        "skipped": {
+            split: [json.dumps(row) for row in rows.values()]
+            for split, rows in skipped.items()
+        },
+    }
+    return strict_json.dump(values)
+
+
+def write_part(
+    folder: str,
+    scratch: str,
+    key: str,
+    members: Sequence[Member],
+    skipped: tuple[str, Sequence[Skipped]],
+) -> None:
+    """Writes the entry of a finished shard to a file of its own.
+
+    For processes other than the one that writes the manifest. If that is killed, the
+    next `Manifest` of the folder reads the file.
+
+    Args:
+        folder: The folder of the shards.
+        scratch: A scratch folder on the same disk.
+        key: The key of the shard, whose file exists.
+        members: Its records.
+        skipped: Its split, and the samples that were skipped.
+    """
+    split, rows = skipped
+    shard = Shard(_find_size(os.path.join(folder, key)) or 0, tuple(members))
+    unfinished = os.path.join(scratch, f"{key}-{secrets.token_hex(8)}")
+    with tf.io.gfile.GFile(unfinished, "w") as file:
+        file.write(_format({key: shard}, {split: {row.name: row for row in rows}}))
+    name = f".{MANIFEST}.{key.removesuffix(records.FINISHED)}"
+    tf.io.gfile.rename(unfinished, os.path.join(folder, name), overwrite=True)
+
+
+def _find_size(path: str) -> int | None:
+    """Returns the size of a file in bytes, None if it does not exist."""
+    return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
 
 
 def is_published(key: str, split: str) -> bool:

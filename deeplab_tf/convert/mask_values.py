@@ -19,6 +19,8 @@ from deeplab_tf.images.mask_files import Mask
 _MOST_LISTED = 8
 # Number of masks read to describe the values of a conversion in an error.
 _MOST_DESCRIBED = 200
+# Each mask is read once. Not in `AllValues`, which can then be pickled.
+_LOCK = threading.RLock()
 
 
 def to_one_channel(mask: Mask) -> Mask | None:
@@ -63,7 +65,6 @@ class AllValues:
 
     def __init__(self, paths: Sequence[epath.Path]):
         self._paths = list(paths)
-        self._lock = threading.RLock()
         self._read: dict[epath.Path, _Values] = {}
         self._fits: dict[tuple[frozenset[int], int], bool] = {}
 
@@ -80,7 +81,7 @@ class AllValues:
     def has_only(self, known: Set[int], white: int) -> bool:
         """Returns whether all masks with this white have only known values."""
         key = frozenset(known), white
-        with self._lock:
+        with _LOCK:
             if key not in self._fits:
                 self._fits[key] = all(
                     values.white != white or values.counts.keys() <= known
@@ -90,13 +91,13 @@ class AllValues:
 
     def is_grey(self) -> bool:
         """Returns whether all masks are grey."""
-        with self._lock:
+        with _LOCK:
             return all(self._read_once(path).counts for path in self._paths)
 
     def count(self) -> dict[int, int]:
         """Returns pixels by value, of the first masks if there are many."""
         counts: Counter[int] = Counter()
-        with self._lock:
+        with _LOCK:
             for path in self._paths[:_MOST_DESCRIBED]:
                 counts.update(self._read_once(path).counts)
         return dict(counts)

@@ -1,8 +1,8 @@
 """Snaps undeclared values and colours to the nearest declared one (`--nearest`)."""
 
-import threading
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -78,72 +78,64 @@ def _format(value: np.ndarray) -> str:
     return ",".join(map(str, value.astype(int).tolist()))
 
 
-class Snapper:
-    """Snaps masks and counts the pixels that changed; its text reports the counts."""
+class Snapped(NamedTuple):
+    """The pixels of a mask that were snapped.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.pixels = self.total = self.masks = 0
-        self._seen: set[epath.Path] = set()
-        self._tables: dict[tuple, _Table] = {}
-        self.worst = 0.0
-        self.worst_path: epath.Path | None = None
+    Attributes:
+        path: The mask.
+        pixels: Number of snapped pixels.
+        total: Number of all pixels.
+        distance: Largest distance of a value to its declared one.
+    """
 
-    def __str__(self) -> str:
-        if not self.pixels:
-            return "--nearest: all pixels had declared values"
-        return (
-            f"--nearest: {self.pixels:,} of {self.total:,} pixels "
-            f"({self.pixels / self.total:.2%}) in "
-            f"{pluralize(self.masks, 'mask(s)')} snapped to the "
-            f"nearest declared value or colour; the largest distance was "
-            f"{self.worst:.0f}, in {self.worst_path}"
-        )
+    path: epath.Path
+    pixels: int
+    total: int
+    distance: float
 
-    def snap(
-        self, path: epath.Path, mask: Mask, targets: Mapping[Any, int]
-    ) -> np.ndarray:
-        """Returns the label of the nearest declared value or colour of each pixel.
 
-        Args:
-            path: The mask.
-            mask: Its content.
-            targets: Labels of the declared values or colours.
+def describe_snapped(masks: Collection[Snapped]) -> str:
+    """Returns a line about all snapped masks of a conversion."""
+    pixels = sum(mask.pixels for mask in masks)
+    if not pixels:
+        return "--nearest: all pixels had declared values"
+    total = sum(mask.total for mask in masks)
+    count = sum(mask.pixels > 0 for mask in masks)
+    worst = max(masks, key=lambda mask: mask.distance)
+    return (
+        f"--nearest: {pixels:,} of {total:,} pixels ({pixels / total:.2%}) in "
+        f"{pluralize(count, 'mask(s)')} snapped to the nearest declared value or "
+        f"colour; the largest distance was {worst.distance:.0f}, in {worst.path}"
+    )
 
-        Returns:
-            Labels, uint8 `[height, width]`.
 
-        Raises:
-            UnclearError: if an undeclared value fills an area, and is therefore no
-                edge, or if declared values are too close for a lossy format.
-        """
-        is_deep = mask.pixels.dtype == np.uint16
-        key = (*sorted(targets.items()), is_deep)
-        with self._lock:
-            if key not in self._tables:
-                self._tables[key] = _Table(targets, 257 if is_deep else 1)
-            table = self._tables[key]
-        if mask.lossy:
-            table.check_gaps(path, mask.lossy)
-        is_color = mask.pixels.ndim == 3
-        keys = lookup.pack_colors(mask.pixels) if is_color else mask.pixels
-        codes, worst = table.encode(keys)
-        _refuse_areas(path, mask.pixels, (codes & _IS_FAR) > 0)
-        self._add(path, (codes & _IS_SNAPPED) > 0, worst)
-        return codes.astype(np.uint8)
+def snap(
+    path: epath.Path, mask: Mask, targets: Mapping[Any, int]
+) -> tuple[np.ndarray, Snapped]:
+    """Finds the label of the nearest declared value or colour of each pixel.
 
-    def _add(self, path: epath.Path, is_snapped: np.ndarray, worst: float) -> None:
-        """Adds the counts of a mask, once per path."""
-        with self._lock:
-            if path in self._seen:  # --val_share reads masks twice
-                return
-            self._seen.add(path)
-            pixels = np.count_nonzero(is_snapped)
-            self.total += is_snapped.size
-            self.pixels += pixels
-            self.masks += pixels > 0
-            if worst > self.worst:
-                self.worst, self.worst_path = worst, path
+    Args:
+        path: The mask.
+        mask: Its content.
+        targets: Labels of the declared values or colours.
+
+    Returns:
+        Labels, uint8 `[height, width]`, and the number of snapped pixels.
+
+    Raises:
+        UnclearError: if an undeclared value fills an area, and is therefore no edge, or
+            if declared values are too close for a lossy format.
+    """
+    is_deep = mask.pixels.dtype == np.uint16
+    table = _make_table(tuple(sorted(targets.items())), 257 if is_deep else 1)
+    if mask.lossy:
+        table.check_gaps(path, mask.lossy)
+    is_color = mask.pixels.ndim == 3
+    keys = lookup.pack_colors(mask.pixels) if is_color else mask.pixels
+    codes, distance = table.encode(keys)
+    _refuse_areas(path, mask.pixels, (codes & _IS_FAR) > 0)
+    pixels = int(np.count_nonzero(codes & _IS_SNAPPED))
+    return codes.astype(np.uint8), Snapped(path, pixels, codes.size, distance)
 
 
 class _Table:
@@ -161,9 +153,10 @@ class _Table:
         size = lookup.COLORS if self._known.shape[1] == 3 else MAX_VALUE + 1
         # Memory is only taken by the parts that are used.
         self._codes = np.zeros(size, np.uint16)
+        self._distances = np.zeros(size, np.float32)
 
     def encode(self, keys: np.ndarray) -> tuple[np.ndarray, float]:
-        """Returns the code of each key, and the largest distance of new keys.
+        """Returns the code of each key, and the largest distance.
 
         A code is the label plus flags, such as `_IS_SNAPPED` and `_IS_FAR`.
 
@@ -171,15 +164,15 @@ class _Table:
             keys: Values, or colours as integers, unsigned `[height, width]`.
         """
         codes = np.take(self._codes, keys)
-        if codes.all():
-            return codes, 0.0
-        new = np.unique(keys[codes == 0])
-        starts = range(0, len(new), _MOST_AT_ONCE)
-        worst = max(self._add_keys(new[i : i + _MOST_AT_ONCE]) for i in starts)
-        return np.take(self._codes, keys), worst
+        if not codes.all():
+            new = np.unique(keys[codes == 0])
+            for i in range(0, len(new), _MOST_AT_ONCE):
+                self._add_keys(new[i : i + _MOST_AT_ONCE])
+            codes = np.take(self._codes, keys)
+        return codes, float(np.take(self._distances, keys).max())
 
-    def _add_keys(self, keys: np.ndarray) -> float:
-        """Adds new keys, `[n]`, and returns the largest distance."""
+    def _add_keys(self, keys: np.ndarray) -> None:
+        """Adds new keys, `[n]`."""
         is_color = self._known.shape[1] == 3
         values = lookup.unpack_colors(keys) if is_color else keys[:, None]
         values = values.astype(float)
@@ -187,13 +180,14 @@ class _Table:
         squares = np.square(values).sum(1, keepdims=True) - 2 * values @ self._known.T
         squares += np.square(self._known).sum(1)
         distance = np.sqrt(squares.min(1))
+        # First, because other threads only add keys without a code.
+        self._distances[keys] = distance
         self._codes[keys] = (
             self._labels[squares.argmin(1)]
             | _IS_SNAPPED * (distance > 0)
             | _IS_FAR * (distance > self._max_shift)
             | _IS_KNOWN
         )
-        return float(distance.max())
 
     def check_gaps(self, path: epath.Path, lossy: str) -> None:
         """Raises `UnclearError` if a lossy format may blur declared values together.
@@ -210,6 +204,11 @@ class _Table:
                     f"{_format(self._known[i])} and {_format(self._known[j])} are too "
                     "close to distinguish; save masks as PNG"
                 )
+
+
+@functools.lru_cache(maxsize=8)
+def _make_table(targets: tuple[tuple[Any, int], ...], scale: int) -> _Table:
+    return _Table(dict(targets), scale)
 
 
 def _refuse_areas(path: epath.Path, pixels: np.ndarray, is_far: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 
 from deeplab_tf.config.checks import check_fields, require
 from deeplab_tf.config.options import COUNT, FRACTION, document_fields, option
@@ -165,3 +166,5 @@ class RunOptions:
         help="List images that cannot be converted in skipped.txt and continue, "
         "instead of stopping at the first.",
     )
+    # Writes shards in other processes, see `shard_tasks.RunTasks`; None: in threads.
+    run_tasks: Callable | None = None

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -23,42 +23,26 @@ from deeplab_tf.convert.manifest import (
     remove,
 )
 from deeplab_tf.convert.options import RunOptions
+from deeplab_tf.convert.shard_tasks import (
+    Copy,
+    Item,
+    MakeRecord,
+    PlannedShard,
+    Record,
+    ShardTask,
+)
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UnclearError, UserError, escape, one_line
+from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import outputs
 from deeplab_tf.progress import ProgressBar
 
 SKIPPED_FILE = "skipped.txt"
 OWN_FILES = (MANIFEST, records.INFO_FILE, SKIPPED_FILE)
-# Content, pixels by class and digest of a record.
-Record = tuple[bytes, dict[int, int], str]
 
 
 # The converters of official datasets know all images of a split.
 REPLACE = RunOptions()
-
-
-class Item(NamedTuple):
-    """A record to write, of a sample or copied from an earlier shard.
-
-    Attributes:
-        member: What it is made from; without counts and digest for a sample.
-        sample: The sample; None for a record of an earlier run.
-        earlier: The record of this name from an earlier run.
-    """
-
-    member: Member
-    sample: Any = None
-    earlier: Member | None = None
-
-
-class PlannedShard(NamedTuple):
-    """The records that one file of a split will have."""
-
-    split: str
-    name: str
-    items: Sequence[Item]
 
 
 _Finished = tuple[PlannedShard, Shard]
@@ -112,12 +96,15 @@ class Conversion:
         folder: str,
         options: RunOptions,
         settings: str,
-        make_record: Callable[[Any], Record],
+        make_record: MakeRecord,
+        add_finding: Callable[[Any], None],
     ):
         self.folder = folder
         self.options = options
         self._settings = settings
         self._make_record = make_record
+        self._add_finding = add_finding
+        self._is_waiting = False  # for `options.run_tasks`
         is_new = not tf.io.gfile.exists(folder)
         outputs.claim(folder, OWN_FILES)
         tf.io.gfile.makedirs(folder)
@@ -170,37 +157,97 @@ class Conversion:
     ) -> list[_Finished]:
         """Writes shards, except for those of earlier runs, and adds their records.
 
-        Threads convert the samples, which are written in order, so that the error is
-        always that of the first broken one.
+        The error is always that of the first broken sample.
 
         Args:
             shards: All shards of this run.
-            workers: Number of threads.
+            workers: Number of threads, unless the options have `run_tasks`.
 
         Raises:
             UserError: if a sample is broken.
         """
         done = [self._find_finished(shard) for shard in shards]
         missing = [s for s, d in zip(shards, done, strict=True) if d is None]
-        samples = (
-            item.sample
-            for shard in missing
-            for item in shard.items
-            if self._find_published(shard, item) is None
-        )
+        tasks = [self._make_task(shard) for shard in missing]
         total, left = (sum(len(s.items) for s in group) for group in (shards, missing))
         with (
             ProgressBar(
                 total=total, initial=total - left, desc="records", unit="img"
             ) as bar,
-            contextlib.closing(
-                _map_in_order(self._make_record, samples, workers)
-            ) as made,
+            contextlib.closing(self._run_tasks(tasks, workers, bar)) as written,
         ):
-            return [
-                (shard, finished or self._write(shard, made, bar))
+            written_shards = [
+                (shard, finished or self._add(shard, *next(written)))
                 for shard, finished in zip(shards, done, strict=True)
             ]
+        self.manifest.remove_parts()
+        return written_shards
+
+    def _make_task(self, shard: PlannedShard) -> ShardTask:
+        """Returns the task that writes a shard."""
+        found = [
+            self._published.get((shard.split, *_get_key(item.member)))
+            for item in shard.items
+        ]
+        copies = [
+            Copy(row[0], self._offsets(row[0])[row[1]], row[2]) if row else None
+            for row in found
+        ]
+        return ShardTask(self.folder, shard, copies, self.options.skip_broken)
+
+    def _run_tasks(
+        self, tasks: Sequence[ShardTask], workers: int, progress: ProgressBar
+    ) -> Iterator[tuple[Sequence[Member], Sequence[Skipped]]]:
+        """Yields the records and skipped samples of each shard, once it is finished."""
+        if self.options.run_tasks is None:
+            samples = (sample for task in tasks for sample in task.list_samples())
+            made = _map_in_order(self._make_record, samples, workers)
+            with contextlib.closing(made):
+                for task in tasks:
+                    yield self._write(task, made, progress)
+        elif tasks:
+            self._forget_finished(task.shard for task in tasks)
+            self._is_waiting = True
+            results = self.options.run_tasks(self._make_record, tasks, self.folder)
+            self._is_waiting = False
+            for task, result in zip(tasks, results, strict=True):
+                for finding in result.findings:
+                    self._add_finding(finding)
+                if result.error is not None:
+                    raise result.error
+                progress.update(len(task.shard.items))
+                yield result.members, result.skipped
+
+    def _forget_finished(self, shards: Iterable[PlannedShard]) -> None:
+        """Drops finished shards that an interrupted run made from other files."""
+        keys = {shard.name + records.FINISHED for shard in shards}
+        self.manifest.keep_only(lambda key: key not in keys)
+
+    def _write(
+        self,
+        task: ShardTask,
+        made: Iterator[Callable[[], Record]],
+        progress: ProgressBar,
+    ) -> tuple[Sequence[Member], Sequence[Skipped]]:
+        """Writes a shard from the results of its samples."""
+        self._forget_finished([task.shard])
+        path = self.path(task.shard.name + records.UNFINISHED)
+        written = task.write(path, made, self._add_finding, progress.update)
+        target = self.path(task.shard.name + records.FINISHED)
+        tf.io.gfile.rename(path, target, overwrite=True)
+        return written
+
+    def _add(
+        self,
+        shard: PlannedShard,
+        members: Sequence[Member],
+        skipped: Sequence[Skipped],
+    ) -> Shard:
+        """Adds a finished shard to the manifest."""
+        for row in skipped:
+            self.skipped[shard.split, row.name] = row
+            self.manifest.add_skipped(shard.split, row)
+        return self.manifest.add(shard.name + records.FINISHED, members)
 
     def _find_finished(self, shard: PlannedShard) -> Shard | None:
         """Returns a shard that an earlier run finished from the same files."""
@@ -209,12 +256,6 @@ class Conversion:
             if done is not None and self._is_same(shard, done):
                 return done
         return None
-
-    def _find_published(
-        self, shard: PlannedShard, item: Item
-    ) -> tuple[str, int, Member] | None:
-        """Returns file, number and member of a published record, None if new."""
-        return self._published.get((shard.split, *_get_key(item.member)))
 
     def _is_same(self, shard: PlannedShard, done: Shard) -> bool:
         """Returns whether a finished shard has the records, apart from skipped ones."""
@@ -231,66 +272,14 @@ class Conversion:
         self.skipped |= skipped
         return True
 
-    def _write(
-        self,
-        shard: PlannedShard,
-        made: Iterator[Callable[[], Record]],
-        progress: ProgressBar,
-    ) -> Shard:
-        """Writes a shard from the results of its samples."""
-        finished = shard.name + records.FINISHED
-        # One from an interrupted run was made from other files.
-        self.manifest.keep_only(lambda key: key != finished)
-        path = self.path(shard.name + records.UNFINISHED)
-        members = []
-        try:
-            with tf.io.TFRecordWriter(path) as writer:
-                for record, member in self._read_items(shard, made):
-                    if record:
-                        writer.write(record)
-                        members.append(member)
-                    progress.update()
-        except BaseException:
-            remove([path])
-            raise
-        tf.io.gfile.rename(path, self.path(finished), overwrite=True)
-        return self.manifest.add(finished, members)
-
-    def _read_items(
-        self, shard: PlannedShard, made: Iterator[Callable[[], Record]]
-    ) -> Iterator[tuple[bytes, Member]]:
-        """Yields the record of each item, empty if it is skipped, and its member."""
-        locations = [self._find_published(shard, item) for item in shard.items]
-        published = records.read_records(
-            [(path, self._offsets(path)[n]) for path, n, _ in filter(None, locations)]
-        )
-        for item, location in zip(shard.items, locations, strict=True):
-            if location is not None:
-                content, member = next(published), location[2]
-            else:
-                try:
-                    content, pixels, digest = next(made)()
-                except UserError as error:
-                    self._skip(shard.split, item.member, error)
-                    yield b"", item.member
-                    continue
-                member = item.member._replace(pixels=pixels, digest=digest)
-            additions.require_same_sources(
-                self.folder, shard.split, item.earlier, member
-            )
-            yield content, member
-
-    def _skip(self, split: str, member: Member, error: UserError) -> None:
-        """Records a broken sample as skipped, or raises its error."""
-        if not self.options.skip_broken or isinstance(error, UnclearError):
-            raise error
-        row = Skipped(member.name, member.sources, one_line(error))
-        self.skipped[split, member.name] = row
-        self.manifest.add_skipped(split, row)
+    def is_resumable(self) -> bool:
+        """Returns whether `options.run_tasks` failed after it finished shards."""
+        return self._is_waiting and self.manifest.has_parts()
 
     def remove_unpublished(self, splits: Iterable[str]) -> None:
         """Removes the unpublished files of this run and of interrupted ones."""
         splits = {*splits}
+        self.manifest.remove_parts()
         self.manifest.keep_only(
             lambda key: (
                 not key.endswith(records.FINISHED)
@@ -349,7 +338,7 @@ class Conversion:
 
     def _update_skipped(self, shards: Sequence[PlannedShard]) -> None:
         """Replaces the skipped samples of this run's splits in the manifest."""
-        for split in {shard.split for shard in shards}:
+        for split in dict.fromkeys(shard.split for shard in shards):
             earlier = self.manifest.skipped.pop(split, {}) if self.options.adds else {}
             tried = {i.member.name for s in shards if s.split == split for i in s.items}
             rows = {n: row for n, row in earlier.items() if n not in tried}

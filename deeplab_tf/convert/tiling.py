@@ -18,6 +18,8 @@ from deeplab_tf.images.tiles import place_tiles
 
 # Larger images are converted one at a time, to bound the memory.
 _PARALLEL_PIXELS = 1 << 25
+# An image is opened once. Not in `TileReader`, which can then be pickled.
+_LOCK = threading.Lock()
 
 
 def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:
@@ -76,7 +78,6 @@ class TileReader:
     def __init__(self, info: DatasetInfo, options: ImageOptions, check_sizes: Callable):
         self._info, self._options = info, options
         self._check_sizes = check_sizes
-        self._lock = threading.Lock()
         self._files: tuple[epath.Path, ...] = ()
         self._source: _Source | None = None
 
@@ -84,7 +85,7 @@ class TileReader:
         """Returns the image of a tile, its pixels and its label."""
         top, left, height, width = sample.tile
         columns = slice(left, left + width)
-        with self._lock:
+        with _LOCK:
             if self._source is None or self._files != sample.sources:
                 self._source = None  # frees the memory
                 self._source = self._open(sample)

@@ -14,6 +14,8 @@ from etils import epath
 
 from deeplab_tf.checkpoints import download
 from deeplab_tf.convert import conversion, pairs, sbd
+from deeplab_tf.convert.options import RunOptions
+from deeplab_tf.convert.shards import REPLACE
 from deeplab_tf.convert.voc_sources import Source
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, normalize_split
@@ -144,7 +146,11 @@ def _find_archive_splits(
 
 
 def convert(
-    voc_root: str, output_dir: str, num_shards: int = 4, info: DatasetInfo | None = None
+    voc_root: str,
+    output_dir: str,
+    num_shards: int = 4,
+    info: DatasetInfo | None = None,
+    run: RunOptions = REPLACE,
 ) -> dict[str, int]:
     """Converts every split of a folder in VOC layout.
 
@@ -154,6 +160,7 @@ def convert(
         num_shards: Files per split; the official converter writes 4.
         info: The classes; default: those of `dataset_info.json` in `voc_root`, else
             VOC's.
+        run: How to treat earlier records; which processes write shards.
 
     Returns:
         Number of images by split.
@@ -163,7 +170,7 @@ def convert(
     """
     info = info or records.read_info(voc_root) or dataset_info("pascal_voc_seg")
     splits = _find_splits(epath.Path(voc_root))
-    written = conversion.convert(splits, info, output_dir, num_shards)
+    written = conversion.convert(splits, info, output_dir, num_shards, run=run)
     return {split: written.split_sizes[split] for split in splits}
 
 
@@ -174,6 +181,7 @@ def convert_archives(
     work_dir: str | None = None,
     num_shards: int = 4,
     official_sizes: bool = True,
+    run: RunOptions = REPLACE,
 ) -> dict[str, int]:
     """Converts the four splits of the official archives.
 
@@ -185,6 +193,7 @@ def convert_archives(
             `<output_dir>_sources`.
         num_shards: Files per split.
         official_sizes: Whether the splits must be 1464, 1449, 2913 and 10582.
+        run: How to treat earlier records; which processes write shards.
 
     Returns:
         Number of images by split.
@@ -203,7 +212,7 @@ def convert_archives(
     info = dataset_info("pascal_voc_seg")
     if official_sizes:
         _check_sizes(splits, info.split_sizes)
-    written = conversion.convert(splits, info, output_dir, num_shards)
+    written = conversion.convert(splits, info, output_dir, num_shards, run=run)
     return {split: written.split_sizes[split] for split in splits}
 
 

@@ -69,7 +69,8 @@ def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
         "image/segmentation/class/format": bytes_feature(b"png"),
     }
     example = tf.train.Example(features=tf.train.Features(feature=feature))
-    return example.SerializeToString()
+    # Otherwise, the order of the features is random in each process.
+    return example.SerializeToString(deterministic=True)
 
 
 def parse(record, keys: Keys = OFFICIAL_KEYS):

@@ -1,9 +1,9 @@
 """Training batches from the workers of a tf.data service, in exact order.
 
-The service hands each batch number to one worker and delivers at most once, in any
-order. The trainer restores the order by number, and computes batches itself that a
-worker took but did not deliver. Batches depend only on their number, so weights do not
-depend on who delivers them.
+The service assigns each batch number to one worker and delivers each batch at most
+once, in any order. The trainer restores the order by number, and computes a batch
+itself if its worker does not deliver it. A batch depends only on its number, so the
+trained weights do not depend on the workers.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from deeplab_tf.errors import UserError, one_line
 # A batch that does not arrive within this time ends the training.
 TIMEOUT_SECONDS = 60.0
 _CONNECT_SECONDS = 10.0
-# The dispatcher forgets a worker that is silent for so long.
+# The dispatcher drops a worker that sends no heartbeat for this long.
 _WORKER_TIMEOUT_MS = 10_000
-# Batches that a worker prepares at a time. More would arrive in less order, which
-# needs memory in the trainer; machines with more cores run several workers.
+# Batches that a worker prepares in parallel. With more, the trainer would need memory
+# to restore their order; machines with more cores run several workers.
 _PARALLEL_CALLS = 4
-# Batches by which a worker can be ahead of another, including those in transit.
+# Batches by which one worker can be ahead of another, including those in transit.
 _AHEAD = 2 * _PARALLEL_CALLS
-# A file in the memory of a worker's process. It is the only thing that batches, whose
-# graph comes from the trainer, can read there without a file system.
+# A file in the memory of a worker's process. The graph of the batches comes from the
+# trainer, and has no other way to find out in which process it runs.
 _IDENTITY = "ram://deeplab_tf_data_worker"
 
 
@@ -71,9 +71,9 @@ def describe_version() -> str:
 
 
 def start_dispatcher(port: int, work_dir: str | None = None) -> DispatchServer:
-    """Starts the dispatcher of a service, which serves until it is deleted.
+    """Starts the dispatcher of a service, which runs until it is deleted.
 
-    `work_dir` keeps its state, for a restart at the same port.
+    If `work_dir` is given, it stores the state for a restart at the same port.
     """
     config = tf.data.experimental.service.DispatcherConfig(
         port,
@@ -86,7 +86,7 @@ def start_dispatcher(port: int, work_dir: str | None = None) -> DispatchServer:
 
 
 def start_worker(dispatcher: str, address: str) -> WorkerServer:
-    """Starts a worker of a service, which serves until it is deleted.
+    """Starts a worker of a service, which runs until it is deleted.
 
     `dispatcher` is `grpc://host:port`, and `address` the `host:port` at which trainers
     reach the worker.
@@ -112,7 +112,7 @@ def start_worker(dispatcher: str, address: str) -> WorkerServer:
 def _report_failed_start(server: str, port: int) -> Iterator[None]:
     """Raises `UserError` if a port is in use, or its server fails to start."""
     try:
-        # gRPC would share the port with another server, which gets half of the calls.
+        # gRPC would share the port with another server, and each would get some calls.
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
@@ -180,16 +180,16 @@ class BatchOrder:
         self._verified: set[bytes] = set()
 
     def restore(self, deliveries: Iterator[Delivery]) -> Iterator[tuple]:
-        """Yields the batches 0, 1, 2..., of which some may not be delivered."""
+        """Yields the batches 0, 1, 2..., even if some are never delivered."""
         for number in itertools.count():
             yield self._take(number, deliveries)
 
     def _take(self, number: int, deliveries: Iterator[Delivery]) -> tuple:
-        """Returns a batch; makes it here if it was lost."""
+        """Returns a batch; computes it in this process if it was lost."""
         while number not in self._waiting:
             if len(self._waiting) >= _AHEAD * (len(self._latest) + 1):
-                # A worker that took it would be too late, so it is lost. Workers
-                # that delivered no later batch are not waited for again.
+                # Its worker would have delivered it by now, so it is lost. Workers
+                # that delivered no later batch no longer count.
                 later = {w: n for w, n in self._latest.items() if n > number}
                 self._latest = later
                 return self._compute(number)
@@ -202,24 +202,24 @@ class BatchOrder:
     def _verify(self, delivery: Delivery) -> tuple:
         """Returns the batch of a delivery; compares a worker's first one with our own.
 
-        Errors are raised at the batch at which a training without service raises them.
+        An invalid record raises its error at the same step as without the service.
         """
         name = f"worker {delivery.worker.decode()} of --data_service={self._address}"
         version, own = delivery.version.decode(), describe_version()
         if version != own:
             raise UserError(
-                f"{name} runs {version or 'another program'}, the trainer {own}; start "
-                "deeplab-data-worker with the versions of the trainer"
+                f"{name} runs {version or 'another program'}, but the trainer runs "
+                f"{own}; start deeplab-data-worker with the versions of the trainer"
             )
         if delivery.process in self._verified and delivery.is_made:
             return delivery.batch
         # If a record is broken, this raises the error that names it.
         batch = self._compute(delivery.number)
         if not delivery.is_made or not _are_equal(batch, delivery.batch):
-            problem = "makes another batch than" if delivery.is_made else "cannot make"
+            problem = "made a different" if delivery.is_made else "could not make"
             raise UserError(
-                f"{name} {problem} the trainer's batch {delivery.number}; it must read "
-                "the trainer's records, at the same path"
+                f"{name} {problem} batch {delivery.number}; it must read the same "
+                "records as the trainer, at the same path"
             )
         self._verified.add(delivery.process)
         return batch
@@ -235,7 +235,7 @@ def _are_equal(one: tuple, other: tuple) -> bool:
 
 
 class _Reader(threading.Thread):
-    """Reads a service in a thread, as its iterator waits without limit."""
+    """Reads a service in a thread, because its iterator has no timeout."""
 
     def __init__(self, address: str, batch_fn: Callable):
         super().__init__(daemon=True)
@@ -244,14 +244,14 @@ class _Reader(threading.Thread):
         self._deliveries = functools.partial(_distribute, address, batch_fn)
 
     def run(self) -> None:
-        """Puts deliveries, and finally the error that ended them, into the queue."""
+        """Puts deliveries into the queue, and finally the error that stopped them."""
         try:
             for delivery in self._deliveries():
                 self._put(delivery)
                 if self.stopped.is_set():
                     return
             self._put(EOFError("the dispatcher ended the stream"))
-        except Exception as error:  # raised again by the thread that waits
+        except Exception as error:  # re-raised by the consumer
             self._put(error)
 
     def _put(self, item: Delivery | Exception) -> None:
@@ -261,14 +261,14 @@ class _Reader(threading.Thread):
 
 
 def _receive(address: str, batch_fn: Callable) -> Iterator[Delivery]:
-    """Yields the deliveries of a service; `UserError` if none arrives in time."""
+    """Yields the deliveries of a service; raises `UserError` after a timeout."""
     reader = _Reader(address, batch_fn)
     reader.start()
     try:
         while True:
             item = reader.arrivals.get(timeout=TIMEOUT_SECONDS)
             if isinstance(item, Exception):
-                # Without TensorFlow's names of operations.
+                # Strip the names of TensorFlow's operations.
                 line = str(item).partition("\n")[0]
                 reason = one_line(re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", line))
                 raise UserError(

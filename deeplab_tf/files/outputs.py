@@ -137,7 +137,7 @@ def claim(
 
 
 def merge_ledgers(folders: Iterable[str]) -> None:
-    """Adds what workers wrote to folders to the ledgers; see `ledger.merge_parts`."""
+    """Adds the files that workers wrote to the ledgers; see `ledger.merge_parts`."""
     for folder in folders:
         if tf.io.gfile.isdir(folder):
             merge_parts(_resolve_links(folder))

@@ -1,4 +1,4 @@
-"""Runs an input worker of train.py --data_service, or the dispatcher of the workers.
+"""Runs an input worker for train.py --data_service, or their dispatcher.
 
     deeplab-data-worker --dispatcher --port=5050
     deeplab-data-worker --dispatcher_address=grpc://localhost:5050 --port=5051
@@ -37,7 +37,7 @@ _FLAGS = {
     "work_dir": (
         *(flags.STRING, None),
         "Folder for the dispatcher's journal, from which it resumes after a restart. "
-        "Default: trainings end if the dispatcher restarts.",
+        "Default: training ends if the dispatcher restarts.",
     ),
 }
 
@@ -62,7 +62,7 @@ def check(values: absl_flags.FlagValues) -> None:
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Serves until the process is stopped."""
+    """Runs the server until the process is stopped."""
     from deeplab_tf.data import service
 
     if values.dispatcher:
@@ -73,4 +73,4 @@ def main(values: absl_flags.FlagValues) -> None:
         server = service.start_worker(values.dispatcher_address, address)
         print(f"worker {address} of {values.dispatcher_address}", flush=True)
     threading.Event().wait()
-    del server  # it serves as long as it exists
+    del server  # it runs as long as it exists

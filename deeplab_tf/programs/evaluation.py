@@ -56,7 +56,7 @@ def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalC
 
 
 class _Evaluation(NamedTuple):
-    """What the flags ask to evaluate.
+    """A model and the split to evaluate it on.
 
     Attributes:
         evaluator: The evaluator of the model.
@@ -180,7 +180,7 @@ def _count_on_runner(
     values: absl_flags.FlagValues, source: str, split: Split, measures: dict
 ) -> Counts:
     """Counts a split on the workers of --runner; fills the measures."""
-    # Checkpoints may be added to the folder meanwhile.
+    # Name the checkpoint: training may add newer ones to the folder meanwhile.
     given = [*runners.list_given(values), f"--checkpoint_dir={source}"]
     work = start_tensorflow, functools.partial(_load_worker, given), _count_part
     tasks = split.list_parts()

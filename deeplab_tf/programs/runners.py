@@ -1,4 +1,4 @@
-"""Runs a program on the workers of a runner of Apache Beam: `--runner`."""
+"""Runs a program on the runner of Apache Beam that `--runner` selects."""
 
 import importlib
 import logging
@@ -14,7 +14,7 @@ from deeplab_tf.errors import UserError, require_extra
 _FLAGS = {
     "runner": (
         *(flags.STRING, None),
-        "Ours: run on the workers of this runner of Apache Beam, such as DirectRunner, "
+        "Ours: run on this runner of Apache Beam, such as DirectRunner, "
         "FlinkRunner or DataflowRunner.",
     ),
     "runner_options": (

@@ -99,7 +99,7 @@ def make_strategy(
 
     Raises:
         UserError: if the strategy is not available on this machine, or another worker
-            does not appear within a minute or has other settings.
+            does not connect within a minute or has different settings.
     """
     if num_clones is not None and num_clones < 1:
         raise UserError(f"num_clones must be at least 1; received {num_clones}")
@@ -210,11 +210,11 @@ def _is_address(text) -> bool:
 def _make_multi_worker_strategy(
     settings: Mapping[str, str],
 ) -> tf.distribute.Strategy:
-    """Connects to the other workers, once all of them are here."""
+    """Connects to the other workers once all of them are running."""
     config = strict_json.parse(os.environ[_TF_CONFIG], "its text")
     addresses, worker = _find_worker(config["cluster"], **config["task"])
     versions = {m.__name__: m.__version__ for m in (deeplab_tf, tf, keras)}
-    count = {f"in {_TF_CONFIG} a number of workers of": str(worker.count)}
+    count = {f"{_TF_CONFIG} with a cluster size of": str(worker.count)}
     member = rendezvous.Member(
         worker.index, addresses, count | versions | dict(settings)
     )

@@ -9,7 +9,7 @@ _INTERVAL = 60  # seconds
 
 
 class Health:
-    """Measures a worker between two lines.
+    """Measures a worker's throughput and CPU use since its previous line.
 
     All workers take the same time per step. Those with few busy cores wait for the
     data, or for a slower worker.
@@ -20,7 +20,7 @@ class Health:
         self._last: tuple[float, float, int] | None = None
 
     def describe(self, step: int, samples: int) -> str | None:
-        """Returns the line after a step, at most once a minute; None otherwise.
+        """Returns a line after a step, at most once a minute; None otherwise.
 
         `samples` is the number of samples that all workers have consumed.
         """
@@ -39,4 +39,4 @@ class Health:
                 f", {(samples - last[2]) / seconds:.1f} images/s by all workers, "
                 f"{(busy - last[1]) / seconds:.1f} cores busy"
             )
-        return f"{text}, at most {peak_bytes() / 2**20:,.0f} MiB"
+        return f"{text}, peak memory {peak_bytes() / 2**20:,.0f} MiB"

@@ -1,7 +1,7 @@
-"""Lets the workers of a training run meet before TensorFlow connects them.
+"""Compares the settings of all workers before TensorFlow connects them.
 
-TensorFlow waits forever for a worker that is missing, has died or expects another
-number of workers, and it may train on with workers whose settings differ.
+TensorFlow waits forever for a worker that is missing, has died or expects a different
+number of workers, and it trains with workers whose settings differ.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from deeplab_tf.errors import UserError
 
-# Any worker that cannot train exits within a minute.
+# A worker that cannot train exits within a minute.
 LIMIT = 50
 _RETRY = 0.2
 _MAX_BYTES = 2**20
@@ -25,9 +25,9 @@ _MAX_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A worker: its index, the addresses of all workers, and what it trains.
+    """A worker: its index, the addresses of all workers and its settings.
 
-    `settings` must be equal on all workers; keys name them in error messages.
+    `settings` must be equal on all workers; error messages use their keys.
     """
 
     index: int
@@ -40,23 +40,24 @@ class Member:
 
 
 def meet(member: Member, limit: float = LIMIT) -> None:
-    """Waits until all workers are here, and checks that their settings are equal.
+    """Waits for all workers and checks that their settings are equal.
 
     The first worker listens on its own address, which TensorFlow uses afterwards; the
-    others send it their settings and wait for its verdict.
+    others send it their settings and wait for the result of the comparison.
 
     Raises:
-        UserError: on every worker, if a worker does not appear within `limit` seconds
-            or has other settings; names the worker and the setting.
+        UserError: on every worker, if a worker does not connect within `limit` seconds
+            or has different settings. Names the worker and the setting.
     """
     deadline = time.monotonic() + limit
-    problem = (_judge if member.index == 0 else _ask)(member, deadline, limit)
+    find_problem = _compare_all if member.index == 0 else _ask_first
+    problem = find_problem(member, deadline, limit)
     if problem:
         raise UserError(problem)
 
 
-def _judge(member: Member, deadline: float, limit: float) -> str:
-    """Collects the settings of the other workers and sends them the verdict."""
+def _compare_all(member: Member, deadline: float, limit: float) -> str:
+    """Compares the settings of the other workers with ours and sends the result."""
     with contextlib.ExitStack() as stack:
         waiting: dict[int, socket.socket] = {}
         problem, server = "", _listen(member, deadline)
@@ -76,7 +77,7 @@ def _judge(member: Member, deadline: float, limit: float) -> str:
         if missing and not problem:
             names = ", ".join(member.describe(i) for i in sorted(missing))
             problem = (
-                f"{names} did not appear within {limit:.0f} s; start one process for "
+                f"{names} did not connect within {limit:.0f} s; start one process for "
                 "each address in TF_CONFIG"
             )
         for connection in waiting.values():
@@ -85,12 +86,12 @@ def _judge(member: Member, deadline: float, limit: float) -> str:
         return problem
 
 
-def _ask(member: Member, deadline: float, limit: float) -> str:
-    """Sends this worker's settings to the first worker and returns its verdict."""
+def _ask_first(member: Member, deadline: float, limit: float) -> str:
+    """Sends our settings to the first worker; returns the problem it found, or ""."""
     host, _, port = member.addresses[0].rpartition(":")
     message = _to_line({"index": member.index, "settings": dict(member.settings)})
     while time.monotonic() < deadline:
-        # A first worker that still trains with an earlier process answers in gRPC.
+        # The first worker answers in gRPC while its previous process still trains.
         with (
             contextlib.suppress(OSError, ValueError, KeyError, TypeError),
             socket.create_connection((host.strip("[]"), int(port)), 2) as connection,
@@ -135,7 +136,7 @@ def _listen(member: Member, deadline: float) -> socket.socket:
 
 
 def _read_line(connection: socket.socket) -> str:
-    """Returns a line that a worker sent; ValueError if it is too long."""
+    """Returns the line that a worker sent; raises ValueError if it is incomplete."""
     with connection.makefile("rb") as file:
         line = file.readline(_MAX_BYTES)
     if not line.endswith(b"\n"):
@@ -144,7 +145,7 @@ def _read_line(connection: socket.socket) -> str:
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    # A waiting worker sends nothing more.
+    # A waiting worker sends nothing, so its socket is readable only once closed.
     return bool(select.select([connection], [], [], 0)[0])
 
 
@@ -154,9 +155,9 @@ def _to_line(message: Mapping) -> bytes:
 
 @contextlib.contextmanager
 def exit_after(seconds: float, reason: str) -> Iterator[None]:
-    """Ends the process with status 1 if the block takes longer.
+    """Exits with status 1 if the block takes longer.
 
-    For calls of TensorFlow that wait for other workers and cannot be interrupted.
+    For calls into TensorFlow that wait for other workers and cannot be interrupted.
     """
 
     def leave() -> None:

@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import wheels
+from conftest import ROOT
+from doc_pages import find_blocks
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -146,3 +148,15 @@ def test_metrics_are_those_of_eval(beam_environment, folder, voc_records, option
     expected = json.loads((folder / "expected/metrics.json").read_text())
     assert json.loads((folder / "metrics.json").read_text()) == expected
     assert np.sum(expected["confusion_matrix"]) > 10_000_000
+
+
+def test_documented_pipeline_runs(beam_environment, folder, voc_root):
+    (folder / "photos").mkdir()
+    for path in sorted((voc_root / "JPEGImages").iterdir())[:4]:
+        shutil.copy(path, folder / "photos")
+    (folder / "photos/broken.jpg").write_bytes(b"broken")
+    [script] = find_blocks("py", [ROOT / "docs/scale.md"])
+    run(folder, beam_environment, script)
+    assert len((folder / "classes.txt").read_text().splitlines()) == 4
+    [error] = (folder / "errors.txt").read_text().splitlines()
+    assert "photos/broken.jpg is broken" in error

@@ -21,6 +21,7 @@ from small_masks import (
     palette_image,
 )
 
+from deeplab_tf.convert import findings
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.color_labels import Masks, read_label
 from deeplab_tf.convert.value_map import Targets, parse_colors, parse_value_map
@@ -419,6 +420,15 @@ def test_ambiguous_masks_are_refused(read, kind):
         read(classes, *contents)
 
 
+def read_all(masks, paths):
+    """Reads masks and adds their findings, as a conversion does."""
+    with findings.collect() as found:
+        labels = [masks.read(path) for path in paths]
+    for finding in found:
+        masks.add(finding)
+    return labels
+
+
 def test_masks_of_two_kinds_are_refused(tmp_path):
     classes = ClassList(
         DatasetInfo("g", ("a", "b", "c"), colors=(BLACK, (90,) * 3, (180,) * 3)), True
@@ -426,22 +436,22 @@ def test_masks_of_two_kinds_are_refused(tmp_path):
     paths = [epath.Path(tmp_path / name) for name in ("a.png", "b.png")]
     paths[0].write_bytes(grey(0, 1))
     paths[1].write_bytes(grey(0, 90))
-    masks = Masks(classes, paths)
-    masks.read(paths[0])
     with pytest.raises(
         UserError, match=r"a.png has class ids, but .*b.png has grey co"
     ):
-        masks.read(paths[1])
+        read_all(Masks(classes, paths), paths)
 
 
-def test_snapped_pixels_are_counted(tmp_path):
+def test_snapped_pixels_are_counted(tmp_path, capsys):
     path = epath.Path(tmp_path / "a.png")
     path.write_bytes(grey(0, 128, 100, 255, 250))
     masks = Masks(NEAR, [path])
-    np.testing.assert_array_equal(masks.read(path), [[0, 1, 1, 2, 2]])
-    assert str(masks.snapped) == (
+    for label in read_all(masks, [path] * 2):  # counted once
+        np.testing.assert_array_equal(label, [[0, 1, 1, 2, 2]])
+    masks.report()
+    assert capsys.readouterr().out == (
         "--nearest: 2 of 5 pixels (40.00%) in 1 mask snapped to the nearest declared "
-        f"value or colour; the largest distance was 28, in {path}"
+        f"value or colour; the largest distance was 28, in {path}\n"
     )
 
 

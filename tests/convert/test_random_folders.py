@@ -13,6 +13,7 @@ from random_class_tables import write_any
 from random_folders import RandomFolder
 from random_masks import RandomMasks, near_edges
 
+from deeplab_tf.convert import findings
 from deeplab_tf.convert.class_list import read_class_list
 from deeplab_tf.convert.color_labels import Masks
 from deeplab_tf.data import records
@@ -168,7 +169,10 @@ def read_masks(seed, folder):
     try:
         classes = read_class_list(path, "random", options)
         masks = Masks(classes, paths)
-        labels = [masks.read(path) for path in paths]
+        with findings.collect() as found:
+            labels = [masks.read(path) for path in paths]
+        for finding in found:
+            masks.add(finding)
     except UserError as error:
         assert "\n" not in str(error)
         return False

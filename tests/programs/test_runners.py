@@ -1,5 +1,7 @@
 """Programs on a runner of Apache Beam: `--runner`."""
 
+import contextlib
+import glob
 import importlib.util
 import json
 import os
@@ -146,7 +148,7 @@ def predictions(beam_environment, images, tiny_export, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_labels_are_those_of_one_process(predictions, workers, tmp_path):
+def test_labels_equal_those_of_one_process(predictions, workers, tmp_path):
     command, expected = predictions
     options = ["--runner=DirectRunner", "--", DIRECT[0], f"{DIRECT[1]}={workers}"]
     out = tmp_path / "out"
@@ -202,11 +204,12 @@ def find_workers(parent):
     found, waiting = [], [parent]
     while waiting:
         process = waiting.pop()
-        path = f"/proc/{process}/task/{process}/children"
-        if not os.path.exists(path):
+        # Any thread may have started a process.
+        for path in glob.glob(f"/proc/{process}/task/*/children"):
+            with contextlib.suppress(OSError), open(path) as file:
+                waiting += map(int, file.read().split())
+        if not os.path.exists(f"/proc/{process}"):
             continue
-        with open(path) as file:
-            waiting += map(int, file.read().split())
         with open(f"/proc/{process}/cmdline") as file:
             if "sdk_worker_main" in file.read() and process != parent:
                 found.append(process)
@@ -257,7 +260,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_dask_repeats_the_tasks_of_a_killed_worker(
+def test_dask_retries_the_tasks_of_a_killed_worker(
     predictions, beam_environment, tmp_path
 ):
     command, expected = predictions
@@ -291,7 +294,7 @@ def test_dask_repeats_the_tasks_of_a_killed_worker(
     ("mode", "workers"),
     [("multi_processing", 1), ("multi_processing", 2), ("multi_threading", 3)],
 )
-def test_metrics_are_those_of_one_process(
+def test_metrics_equal_those_of_one_process(
     beam_environment, voc_checkpoint, voc_records, mode, workers, tmp_path
 ):
     found = {}

@@ -1,4 +1,4 @@
-"""Workers meet before training, or all of them name what is wrong."""
+"""Workers meet before training, or all of them report the same problem."""
 
 import concurrent.futures
 import json
@@ -51,9 +51,9 @@ def test_equal_workers_meet_and_leave_the_port_free():
         ({"--seed": "1"}, "has --seed 1, but worker 1 ("),
     ],
 )
-def test_different_worker_is_named_to_all(changed, problem):
+def test_all_workers_name_the_different_one(changed, problem):
     members = make_members(SETTINGS, SETTINGS, SETTINGS | changed)
-    # The first worker has its verdict as soon as the third one is different.
+    # The first worker decides as soon as the third one differs.
     others = threading.Thread(target=meet_all, args=(members[1:2], 1))
     others.start()
     errors = meet_all([members[0], members[2]], limit=10)
@@ -70,7 +70,7 @@ def test_missing_workers_are_named():
     errors = meet_all(members[:2], limit=1)
     names = ", ".join(members[0].describe(i) for i in (2, 3))
     assert set(errors) == {
-        f"{names} did not appear within 1 s; start one process for each address in "
+        f"{names} did not connect within 1 s; start one process for each address in "
         "TF_CONFIG"
     }
 
@@ -81,7 +81,7 @@ def test_missing_first_worker_is_named():
     assert error.startswith(f"{members[0].describe(0)} did not answer worker 2 (")
 
 
-def test_occupied_port_is_refused():
+def test_port_in_use_is_refused():
     members = make_members(SETTINGS, SETTINGS)
     port = int(members[0].addresses[0].rpartition(":")[2])
     with socket.create_server(("", port)):
@@ -89,7 +89,7 @@ def test_occupied_port_is_refused():
     assert f"cannot listen on port {port}" in error
 
 
-def test_strangers_and_restarted_workers_do_not_disturb():
+def test_other_clients_and_restarted_workers_are_tolerated():
     members = make_members(*3 * [SETTINGS])
     host, port = members[0].addresses[0].split(":")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -104,7 +104,7 @@ def test_strangers_and_restarted_workers_do_not_disturb():
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with connect() as killed:
             killed.sendall(b'{"index": 1, "settings": {"records": "x"}')
-        # A worker that dies while it waits, and is started again.
+        # A worker that is killed while it waits, and then restarted.
         with connect() as killed:
             message = json.dumps({"index": 1, "settings": SETTINGS})
             killed.sendall(f"{message}\n".encode())
@@ -115,7 +115,7 @@ def test_strangers_and_restarted_workers_do_not_disturb():
         stranger.close()
 
 
-def test_block_that_hangs_ends_the_process():
+def test_hanging_block_exits():
     code = "import time; from deeplab_tf.training.rendezvous import exit_after\n"
     code += "with exit_after(60, 'unused'): pass\n"
     code += "with exit_after(0.2, 'worker 1 is lost'): time.sleep(60)"

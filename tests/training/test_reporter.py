@@ -35,7 +35,9 @@ def test_each_worker_prints_its_health_once_a_minute(monkeypatch, capsys):
             rows = np.zeros((1, 3))
             reporter.log_steps(step, rows, np.zeros((3, 2)), 8 * (step + 1))
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("worker 2 of 3: step 1, at most ")
+    assert first.startswith("worker 2 of 3: step 1, peak memory ")
     # 16 images in 100 s, 50 s of CPU time.
-    expected = "worker 2 of 3: step 3, 0.2 images/s by all workers, 0.5 cores busy, at"
+    expected = (
+        "worker 2 of 3: step 3, 0.2 images/s by all workers, 0.5 cores busy, peak"
+    )
     assert second.startswith(expected) and second.endswith(" MiB")

@@ -26,12 +26,19 @@ def define_flags() -> absl_flags.FlagValues:
     return output.define_flags(_FLAGS, 4)
 
 
+check = output.check
+
+
 def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
     from deeplab_tf.convert import ade20k
 
     output.claim(values)
     sizes = ade20k.convert(
-        values.ade20k_root, values.output_dir, values.num_shards, values.num_classes
+        values.ade20k_root,
+        values.output_dir,
+        values.num_shards,
+        values.num_classes,
+        output.read_run_options(values),
     )
     output.print_sizes(values.output_dir, sizes)

@@ -31,6 +31,9 @@ def define_flags() -> absl_flags.FlagValues:
     return output.define_flags(_FLAGS, 10)
 
 
+check = output.check
+
+
 def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
     from deeplab_tf.convert import cityscapes
@@ -41,5 +44,6 @@ def main(values: absl_flags.FlagValues) -> None:
         values.output_dir,
         values.num_shards,
         values.splits or (),
+        output.read_run_options(values),
     )
     output.print_sizes(values.output_dir, sizes)

@@ -30,7 +30,8 @@ def define_flags() -> absl_flags.FlagValues:
 
 
 def check(values: absl_flags.FlagValues) -> None:
-    """Raises UserError without pycocotools."""
+    """Raises UserError without pycocotools, or if --runner cannot be used."""
+    output.check(values)
     require_extra(["pycocotools"], "coco", "COCO annotations need")
 
 
@@ -45,5 +46,6 @@ def main(values: absl_flags.FlagValues) -> None:
         values.output_dir,
         values.split,
         values.num_shards,
+        output.read_run_options(values),
     )
     output.print_sizes(values.output_dir, sizes)

@@ -105,6 +105,7 @@ def define_flags() -> absl_flags.FlagValues:
 
 def check(values: absl_flags.FlagValues) -> None:
     """Raises UserError unless there are either masks or annotations."""
+    output.check(values)
     if (values.label_dir is None) == (values.annotations is None):
         received = "neither" if values.annotations is None else "both"
         raise UserError(

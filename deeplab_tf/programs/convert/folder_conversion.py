@@ -12,7 +12,6 @@ from deeplab_tf.convert.options import (
     AnnotationOptions,
     ImageOptions,
     Layout,
-    RunOptions,
     Splitting,
 )
 from deeplab_tf.convert.value_map import parse_colors
@@ -33,7 +32,7 @@ def main(values: absl_flags.FlagValues) -> None:
         division=flags.read_options(values, Splitting),
         num_shards=values.num_shards,
         options=flags.read_options(values, ImageOptions),
-        run=flags.read_options(values, RunOptions, adds=not values.overwrite),
+        run=output.read_run_options(values),
     )
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):

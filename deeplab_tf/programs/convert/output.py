@@ -1,12 +1,17 @@
 """Output flags and summary shared by all converters."""
 
+import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.config.options import DATA, OUTPUT
-from deeplab_tf.programs import suggest_commands
+from deeplab_tf.programs import runners, start_tensorflow, suggest_commands
+
+if TYPE_CHECKING:
+    from deeplab_tf.convert.options import RunOptions
 
 
 def define_flags(
@@ -33,7 +38,33 @@ def define_flags(
     flags.define_flags(values, details or {}, DATA)
     flags.define_flags(values, shards, OUTPUT)
     flags.define_overwrite(values)
+    runners.define_flags(values)
     return values
+
+
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError if --runner cannot be used."""
+    runners.check(values, unavailable=())
+
+
+def read_run_options(values: absl_flags.FlagValues) -> "RunOptions":
+    """Returns the options for earlier records and broken files, and the --runner."""
+    from deeplab_tf.beam import conversion
+    from deeplab_tf.convert.options import RunOptions
+
+    options = {}
+    if "skip_broken" in values:
+        options = {"adds": not values.overwrite, "skip_broken": values.skip_broken}
+    if not values.runner:
+        return RunOptions(**options)
+
+    def run(load, write_shard, numbers, folder):
+        work = start_tensorflow, load, write_shard
+        return runners.run_tasks(values, work, numbers, folder)
+
+    return RunOptions(
+        **options, run_tasks=functools.partial(conversion.write_shards, run)
+    )
 
 
 def claim(values: absl_flags.FlagValues) -> None:

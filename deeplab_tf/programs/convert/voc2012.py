@@ -52,6 +52,7 @@ def define_flags() -> absl_flags.FlagValues:
 
 def check(values: absl_flags.FlagValues) -> None:
     """Raises UserError unless there is either a folder or archives."""
+    output.check(values)
     from_archives = values.voc_archive or values.sbd_archive or values.download
     if bool(values.voc_root) == bool(from_archives):
         received = "both" if from_archives else "neither"
@@ -67,6 +68,7 @@ def main(values: absl_flags.FlagValues) -> None:
     from deeplab_tf.data import records
 
     output.claim(values)
+    run = output.read_run_options(values)
     if not values.voc_root:
         sizes = voc2012.convert_archives(
             *_choose_archives(values),
@@ -74,9 +76,12 @@ def main(values: absl_flags.FlagValues) -> None:
             values.work_dir,
             values.num_shards,
             values.official_sizes,
+            run,
         )
     else:
-        sizes = voc2012.convert(values.voc_root, values.output_dir, values.num_shards)
+        sizes = voc2012.convert(
+            values.voc_root, values.output_dir, values.num_shards, run=run
+        )
     hashes = records.read_info(values.output_dir).content_hashes
     for split in sizes:
         print(f"content hash of {split}: {hashes[split]}")
