@@ -3,7 +3,8 @@
     python -m benchmarks.data_service --dataset_dir=tfrecord
 
 Each worker has one core. This process, which puts the batches in order, may use all
-cores. Each turn uses a new iterator, which first reads a third as many images.
+cores: measure with records that take long to decode. Each turn uses a new iterator,
+which first reads a third as many images, to drain the buffers of the workers.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -28,6 +29,8 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.flags import read_size
 from deeplab_tf.programs import run_program
 
+_BUFFERED = 24  # batches of two workers
+
 
 def define_flags() -> flags.FlagValues:
     """Returns the flags of the program."""
@@ -36,8 +39,8 @@ def define_flags() -> flags.FlagValues:
         dataset_dir=(..., "Folder of the TFRecords."),
         train_split=("train", "Split to read."),
         train_crop_size=((513, 513), "Crop size."),
-        train_batch_size=(8, "Images per batch.", 1),
-        images=(320, "Images per turn.", 1),
+        train_batch_size=(2, "Images per batch.", 1),
+        images=(150, "Images per turn.", 1),
         cores=([], "Cores of the two workers; default: the first two."),
     )
 
@@ -102,6 +105,9 @@ def main(values: flags.FlagValues) -> None:
         crop_size=read_size(values, "train_crop_size"),
         batch_size=values.train_batch_size,
     )
+    least = 3 * _BUFFERED * config.batch_size
+    if values.images < least:
+        raise UserError(f"--images must be at least {least}, to drain the buffers")
     local, one, two = [], [], []
     for _ in range(values.turns):
         dataset = load_dataset(config, values.train_split, training=True)

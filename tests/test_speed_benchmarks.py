@@ -139,7 +139,7 @@ def test_input_service_is_measured_with_one_and_two_workers(tiny_records, tmp_pa
     path = tmp_path / "result.json"
     out = run(
         *("benchmarks.data_service", f"--dataset_dir={tiny_records}", "--turns=1"),
-        *("--train_crop_size=65,65", "--train_batch_size=2", "--images=16"),
+        *("--train_crop_size=65,65", "--train_batch_size=1", "--images=72"),
         *("--cores=0,0", f"--json={path}"),
     )
     found = json.loads(path.read_text())
