@@ -140,7 +140,7 @@ def _start_workers(contenders: Iterable[Contender]) -> Iterator[dict[str, list]]
         yield workers
 
 
-def _alternate(names: Iterable[str], turns: int, time_once: Callable) -> Series:
+def alternate(names: Iterable[str], turns: int, time_once: Callable) -> Series:
     """Calls `time_once(name)` for each name, reversing the order every turn."""
     seconds: dict[str, list] = {name: [] for name in names}
     for turn in range(turns):
@@ -162,7 +162,7 @@ def measure(contenders: Iterable[Contender], turns: int) -> Series:
             clock = max(answer["clock"] for answer in answers)
             return clock, sum(answer["processors"] for answer in answers)
 
-        series = _alternate(workers, turns, time_once)
+        series = alternate(workers, turns, time_once)
     series.mebibytes, series.properties = mebibytes, properties
     return series
 
@@ -181,7 +181,7 @@ def measure_in_process(workloads: Mapping[str, Callable], turns: int) -> Series:
 
     for name in workloads:
         time_once(name)
-    return _alternate(workloads, turns, time_once)
+    return alternate(workloads, turns, time_once)
 
 
 def is_installed(module: str) -> bool:

@@ -5,7 +5,6 @@ import quiet_tensorflow  # noqa: F401
 import gc
 import os
 import pathlib
-import subprocess
 import sys
 
 import keras
@@ -135,6 +134,16 @@ _TINY_SIZES = ((37, 53), (48, 29), (33, 33), (50, 61), (29, 64))
 
 
 @pytest.fixture(scope="session")
+def beam_environment(tmp_path_factory) -> pathlib.Path:
+    """The `bin` of a new environment with the wheel, Apache Beam and Dask."""
+    import wheels
+
+    folder = tmp_path_factory.mktemp("beam")
+    packages = "dask", "distributed"
+    return wheels.make_environment(folder, "beam", *packages) / "bin"
+
+
+@pytest.fixture(scope="session")
 def tiny_voc(tmp_path_factory) -> pathlib.Path:
     """Five noise images in VOC layout: 3 train, 2 val, 5 trainval."""
     root = tmp_path_factory.mktemp("tiny_voc")
@@ -233,17 +242,3 @@ def tiny_export(tiny_model, tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("tiny_export") / "export")
     export_saved_model(tiny_model, path, info=info)
     return path
-
-
-@pytest.fixture(scope="session")
-def beam_environment(tmp_path_factory):
-    """The programs of a new environment with the wheel, Beam and Dask."""
-    import wheels
-
-    folder = tmp_path_factory.mktemp("beam")
-    wheel = wheels.build_wheel(wheels.build_sdist(folder), folder)
-    subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
-    pip = [folder / "environment/bin/python", "-m", "pip", "install", "--quiet"]
-    installed = wheels.run(*pip, f"{wheel}[beam]", "dask", "distributed", folder=folder)
-    assert installed.returncode == 0, installed.stderr
-    return folder / "environment/bin"

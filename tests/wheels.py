@@ -73,6 +73,17 @@ def install(wheel, environment):
     return packages
 
 
+def make_environment(folder, extras, *packages):
+    """Creates an environment with the wheel, its extras and packages of the index."""
+    wheel = build_wheel(build_sdist(folder), folder)
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [environment / "bin/python", "-m", "pip", "install", "--quiet"]
+    installed = run(*pip, f"{wheel}[{extras}]", *packages, folder=folder)
+    assert installed.returncode == 0, installed.stderr
+    return environment
+
+
 def run(*command, folder):
     """Runs a command in a folder, outside of the checkout."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from deeplab_tf.config import DataConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.data.reader import count_batches
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.comparison import IMAGE_SCORES
 from deeplab_tf.evaluation.gallery import Gallery
@@ -20,6 +22,7 @@ from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, explain_metrics
 from deeplab_tf.files.outputs import write_text
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
+_BATCHES_PER_PART = 50
 _EXTREMES = 12  # worst and best images in the report
 
 
@@ -30,6 +33,12 @@ class Split:
     data: DataConfig
     name: str
     info: DatasetInfo
+
+    def list_parts(self) -> list[tuple[int, int]]:
+        """Returns the arguments of `load` for parts of about 50 batches."""
+        batches = count_batches(self.load()) or 0
+        parts = max(1, math.ceil(batches / _BATCHES_PER_PART))
+        return [(i, parts) for i in range(parts)]
 
     def load(self, part: int = 0, num_parts: int = 1) -> tf.data.Dataset:
         """Loads a part of the split: images, labels and names."""

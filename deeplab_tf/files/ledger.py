@@ -19,6 +19,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files.file_kinds import is_remote
 
 LEDGER = ".deeplab_tf.sha256"
+_PART_NAME = re.compile(r"\.deeplab_tf\.(\w+)\.sha256")
 _LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
 _BLOCK = 1 << 20
 _PART: contextvars.ContextVar[str] = contextvars.ContextVar("part", default="")
@@ -41,6 +42,12 @@ def is_regular_file(path: str) -> bool:
     return os.path.isfile(path) and not os.path.islink(path)
 
 
+def _name_part(part: str) -> str:
+    # Not LEDGER with a suffix: in memory, TensorFlow takes each start of a file name
+    # for a folder.
+    return f".deeplab_tf.{part}.sha256" if part else LEDGER
+
+
 class Ledger:
     """The digests of the files that we wrote to a folder, by name.
 
@@ -53,7 +60,7 @@ class Ledger:
     """
 
     def __init__(self, folder: str, part: str = ""):
-        self._path = os.path.join(folder, f"{LEDGER}.{part}" if part else LEDGER)
+        self._path = os.path.join(folder, _name_part(part))
         if tf.io.gfile.exists(self._path) and not is_regular_file(self._path):
             raise UserError(f"{self._path} is not a regular file; move it elsewhere")
         self._digests, self._version, self._is_cut = {}, None, False
@@ -151,10 +158,9 @@ def write_part(name: str) -> Iterator[None]:
 
 def merge_parts(folder: str) -> None:
     """Adds the parts of a folder to its ledger and removes them."""
-    prefix = f"{LEDGER}."
     for name in sorted(tf.io.gfile.listdir(folder)):
-        if name.startswith(prefix):
-            _open_part(folder, "").add_part(Ledger(folder, name.removeprefix(prefix)))
+        if match := _PART_NAME.fullmatch(name):
+            _open_part(folder, "").add_part(Ledger(folder, match[1]))
             tf.io.gfile.remove(os.path.join(folder, name))
 
 

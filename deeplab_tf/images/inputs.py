@@ -167,7 +167,14 @@ def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int
 
 
 def read_image(path: str, channels: int = 3, max_value: int = 255) -> np.ndarray:
-    """Reads an image file, `[height, width, channels]`, and turns it upright.
+    """Reads an image file; see `decode_image`."""
+    return decode_image(path, file_kinds.read_bytes(path), channels, max_value)
+
+
+def decode_image(
+    path: str, content: bytes, channels: int = 3, max_value: int = 255
+) -> np.ndarray:
+    """Decodes an image file, `[height, width, channels]`, and turns it upright.
 
     Accepts the same files as conversion does, and decodes them like training. The
     pixels are uint8, or uint16 if `max_value` is above 255.
@@ -176,7 +183,6 @@ def read_image(path: str, channels: int = 3, max_value: int = 255) -> np.ndarray
         UserError: if the file is broken or too large, its format is not supported, its
             number of channels is not `channels`, or it has values above `max_value`.
     """
-    content = file_kinds.read_bytes(path)
     image = encoding.encode(path, content, channels, max_value)
     pixels = encoding.decode(path, image, max_value)
     return decoding.turn_upright(pixels, image.orientation)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import count_batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.comparison import read_metrics
@@ -46,8 +44,6 @@ from deeplab_tf.programs.loading import (
 )
 from deeplab_tf.serving.formats import is_artefact
 from deeplab_tf.training.distribution import make_local_strategy
-
-_BATCHES_PER_PART = 50  # of the tasks of --runner
 
 # Flags that only apply to checkpoints, in addition to the model flags.
 _CHECKPOINT_FLAGS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
@@ -155,8 +151,7 @@ def _score_and_report(values: absl_flags.FlagValues, evaluation: _Evaluation) ->
     gallery = make_gallery(info) if writes_report else None
     measures = evaluation.make_measures(values)
     if values.runner:
-        size = count_batches(dataset) or 0
-        counts = _count_on_runner(values, source, size, measures)
+        counts = _count_on_runner(values, source, split, measures)
         metrics = evaluator.compute_metrics(counts)
     else:
         metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
@@ -182,14 +177,13 @@ def _score_and_report(values: absl_flags.FlagValues, evaluation: _Evaluation) ->
 
 
 def _count_on_runner(
-    values: absl_flags.FlagValues, source: str, num_batches: int, measures: dict
+    values: absl_flags.FlagValues, source: str, split: Split, measures: dict
 ) -> Counts:
     """Counts a split on the workers of --runner; fills the measures."""
-    parts = max(1, math.ceil(num_batches / _BATCHES_PER_PART))
     # Name the checkpoint: training may add newer ones to the folder meanwhile.
     given = [*runners.list_given(values), f"--checkpoint_dir={source}"]
     work = start_tensorflow, functools.partial(_load_worker, given), _count_part
-    tasks = [(i, parts) for i in range(parts)]
+    tasks = split.list_parts()
     results = runners.run_tasks(values, work, tasks, values.eval_logdir)
     counts, measured = zip(*results, strict=True)
     for measure, found in zip(
@@ -199,8 +193,8 @@ def _count_on_runner(
     return Counts(*(sum(part) for part in zip(*counts, strict=True)))
 
 
-def _load_worker(given: Sequence[str]) -> tuple[_Evaluation, dict]:
-    """Returns model, split and measures in a worker; `given` are the given flags."""
+def _load_worker(given: Sequence[str]) -> tuple[absl_flags.FlagValues, _Evaluation]:
+    """Returns flags, model and split in a worker; `given` are the given flags."""
     values = runners.parse_given("deeplab_tf.programs.eval", given)
     path = values.checkpoint_dir
     if is_artefact(path):
@@ -210,17 +204,18 @@ def _load_worker(given: Sequence[str]) -> tuple[_Evaluation, dict]:
         [checkpoint] = list_checkpoints(values, 1)
         options = {"is_first": False, "shows_progress": False}
         evaluation = _open_checkpoint(values, checkpoint, strategy, **options)
-    return evaluation, evaluation.make_measures(values)
+    return values, evaluation
 
 
 def _count_part(
-    worker: tuple[_Evaluation, dict], part: tuple[int, int]
+    worker: tuple[absl_flags.FlagValues, _Evaluation], part: tuple[int, int]
 ) -> tuple[Counts, list[np.ndarray]]:
     """Returns the counts of a part of the split, and those of the measures."""
-    evaluation, measures = worker
-    dataset = evaluation.split.load(*part)
-    counts = evaluation.evaluator.count(dataset, list(measures.values()))
-    return counts, [measure.counts for measure in measures.values()]
+    values, evaluation = worker
+    # Threads of a worker process share the model, but not what they count.
+    measures = list(evaluation.make_measures(values).values())
+    counts = evaluation.evaluator.count(evaluation.split.load(*part), measures)
+    return counts, [measure.counts for measure in measures]
 
 
 def _write_results(

@@ -90,7 +90,7 @@ def test_parts_of_a_ledger_are_merged(tmp_path):
     with pytest.raises(UserError, match=r"b\.txt exists but was not written"):
         outputs.write_text("again", str(tmp_path / "b.txt"))
     outputs.claim(str(tmp_path), ["a.txt", "b.txt"])
-    assert not list(tmp_path.glob(f"{ledger.LEDGER}.*"))
+    assert not list(tmp_path.glob(".deeplab_tf.0*"))
     outputs.write_text("again", str(tmp_path / "b.txt"))
     check = ["sha256sum", "--check", "--ignore-missing", ledger.LEDGER]
     listed = (tmp_path / ledger.LEDGER).read_text().splitlines()
@@ -244,7 +244,7 @@ def test_killed_worker_ends_the_direct_runner(predictions, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert read_labels(out) == expected
-    assert not list(out.rglob(f"{ledger.LEDGER}.*"))
+    assert not list(out.rglob(".deeplab_tf.0*"))
 
 
 DASK = """
@@ -290,16 +290,22 @@ def test_dask_retries_the_tasks_of_a_killed_worker(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("mode", "workers"),
+    [("multi_processing", 1), ("multi_processing", 2), ("multi_threading", 3)],
+)
 def test_metrics_equal_those_of_one_process(
-    beam_environment, voc_checkpoint, voc_records, workers, tmp_path
+    beam_environment, voc_checkpoint, voc_records, mode, workers, tmp_path
 ):
     found = {}
     for name, options in (
         ("one", ["--noreport"]),
         (
             "many",
-            ["--runner=DirectRunner", "--", DIRECT[0], f"{DIRECT[1]}={workers}"],
+            [
+                *("--runner=DirectRunner", "--", f"--direct_running_mode={mode}"),
+                f"{DIRECT[1]}={workers}",
+            ],
         ),
     ):
         result = wheels.run(

@@ -9,7 +9,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from ctypes.util import find_library
@@ -86,15 +85,10 @@ def test_memory_limit_exceeds_what_was_measured():
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """A new environment with the wheel and what the page installs."""
-    folder = tmp_path_factory.mktemp("server")
-    wheel = wheels.build_wheel(wheels.build_sdist(folder), folder)
-    subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
     [command] = [x for x in find_blocks("sh", [PAGE]) if x.startswith("pip install")]
-    packages = [f"{wheel}[export]", "mlserver>=1.7,<2", "kubernetes-validate"]
-    pip = [folder / "environment/bin/python", "-m", "pip", "install", "--quiet"]
-    installed = wheels.run(*pip, *packages, *_words(command)[2:], folder=folder)
-    assert installed.returncode == 0, installed.stderr
-    return folder / "environment"
+    packages = ["mlserver>=1.7,<2", "kubernetes-validate", *_words(command)[2:]]
+    folder = tmp_path_factory.mktemp("server")
+    return wheels.make_environment(folder, "export", *packages)
 
 
 def _words(command):
