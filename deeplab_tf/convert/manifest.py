@@ -239,7 +239,7 @@ def _format(
         },
         "skipped": {
             split: [json.dumps(row) for row in rows.values()]
-            for split, rows in skipped.items()
+            for split, rows in sorted(skipped.items())
         },
     }
     return strict_json.dump(values)

@@ -30,7 +30,7 @@ def test_options_without_a_runner_are_refused(name, tmp_path):
 
 
 def read_files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.*"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_killed_worker_loses_no_finished_shard(conversion, tmp_path):
     # Nothing is published, but the finished shards are kept.
     kept = [p.name.removeprefix(f".{MANIFEST}.") for p in out.glob(f".{MANIFEST}.*")]
     times = {n: (out / f"{n}{records.FINISHED}").stat().st_mtime_ns for n in kept}
-    assert 0 < len(kept) < 20 and not list(out.glob("*.tfrecord"))
+    assert 0 < len(kept) < 20 and not list(out.glob("[!.]*.tfrecord"))
     result = wheels.run(*command, *run_on(2), folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert read_files(out) == expected
