@@ -1,14 +1,17 @@
-"""The training examples for Kubernetes are valid, and their commands train."""
+"""The examples for Kubernetes are valid, and their commands run."""
 
+import contextlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+import wheels
 import yaml
 from conftest import ROOT
-from loopback import cluster_configs
+from loopback import cluster_configs, find_free_ports
 
 EXAMPLE = ROOT / "examples/kubernetes"
 SHORT = (
@@ -17,32 +20,43 @@ SHORT = (
 )
 
 
+def read_all(name):
+    return list(yaml.safe_load_all((EXAMPLE / name).read_text()))
+
+
 def read(name):
     """Returns the objects of a manifest by kind."""
-    objects = yaml.safe_load_all((EXAMPLE / name).read_text())
-    return {each["kind"]: each for each in objects}
+    return {each["kind"]: each for each in read_all(name)}
+
+
+def find_containers(name):
+    """Returns the containers of a manifest by name."""
+    specs = [each["spec"] for each in read_all(name)]
+    pods = [spec["template"]["spec"] for spec in specs if "template" in spec]
+    return {each["name"]: each for pod in pods for each in pod["containers"]}
 
 
 def find_job():
-    job = read("train_job.yaml")["Job"]["spec"]
+    job = read("job.yaml")["Job"]["spec"]
     pod = job["template"]["spec"]
     return job["completions"], pod["containers"][0], pod["containers"][0]
 
 
 def find_trainjob():
-    found = read("trainjob.yaml")
+    found = read("kubeflow_trainjob.yaml")
     trainer = found["TrainJob"]["spec"]["trainer"]
     [job] = found["TrainingRuntime"]["spec"]["template"]["spec"]["replicatedJobs"]
     [container] = job["template"]["spec"]["template"]["spec"]["containers"]
     return trainer["numNodes"], trainer, container
 
 
-WORKERS = {"train_job.yaml": find_job, "trainjob.yaml": find_trainjob}
+WORKERS = {"job.yaml": find_job, "kubeflow_trainjob.yaml": find_trainjob}
 
 
-def test_job_matches_the_published_schema():
+@pytest.mark.parametrize("name", ["job", "input_service", "label_on_dask"])
+def test_manifests_match_the_published_schemas(name):
     pytest.importorskip("kubernetes_validate")
-    path = EXAMPLE / "train_job.yaml"
+    path = EXAMPLE / f"{name}.yaml"
     command = (sys.executable, "-m", "kubernetes_validate", "--strict", path)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,9 +66,29 @@ def test_job_matches_the_published_schema():
 def test_trainjob_matches_the_published_models(kind):
     models = pytest.importorskip("kubeflow_trainer_api.models")
     model = getattr(models, f"TrainerV1alpha1{kind}")
-    found = read("trainjob.yaml")[kind]
+    found = read("kubeflow_trainjob.yaml")[kind]
     # The models ignore fields that they do not know.
     assert drop_none(model.from_dict(found).to_dict()) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "server"),
+    [("input_service", "dispatcher"), ("label_on_dask", "scheduler")],
+)
+def test_services_find_their_pods(name, server):
+    objects = read_all(f"{name}.yaml")
+    [service] = [each for each in objects if each["kind"] == "Service"]
+    deployments = [each["spec"] for each in objects if each["kind"] == "Deployment"]
+    labels = [each["template"]["metadata"]["labels"] for each in deployments]
+    assert labels == [each["selector"]["matchLabels"] for each in deployments]
+    assert service["spec"]["selector"] == labels[0] != labels[1]
+    containers = find_containers(f"{name}.yaml")
+    [port] = service["spec"]["ports"]
+    assert containers[server]["ports"] == [{"containerPort": port["port"]}]
+    assert f"--port={port['port']}" in containers[server]["args"]
+    address = f"//{service['metadata']['name']}:{port['port']}"
+    clients = [each["args"] for key, each in containers.items() if key != server]
+    assert all(any(address in argument for argument in each) for each in clients)
 
 
 def drop_none(value):
@@ -64,7 +98,7 @@ def drop_none(value):
 
 
 def test_pods_have_the_addresses_in_hosts():
-    objects = read("train_job.yaml")
+    objects = read("job.yaml")
     job, service = objects["Job"], objects["Service"]["metadata"]["name"]
     pod = job["spec"]["template"]["spec"]
     assert pod["subdomain"] == service
@@ -74,7 +108,7 @@ def test_pods_have_the_addresses_in_hosts():
     host = f"{job['metadata']['name']}-%g.{service}:2222"
     assert read_environment(pod["containers"][0])["HOSTS"] == host
     # JobSet, which runs TrainJobs: <job set>-<replicated job>-<number>-<pod>.<job set>
-    objects = read("trainjob.yaml")
+    objects = read("kubeflow_trainjob.yaml")
     runtime, job = objects["TrainingRuntime"], objects["TrainJob"]
     name = job["metadata"]["name"]
     [replicated] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
@@ -131,3 +165,68 @@ def test_container_commands_train(find, tiny_records, tmp_path):
         _, errors = worker.communicate(timeout=600)
         assert worker.returncode == 0, errors[-2000:]
     assert (tmp_path / "logs/voc/model.ckpt-2.index").exists()
+
+
+def replace_all(arguments, replacements):
+    for old, new in replacements.items():
+        arguments = [each.replace(old, str(new)) for each in arguments]
+    return arguments
+
+
+@pytest.mark.slow
+def test_container_commands_serve_input(tiny_records, tmp_path):
+    containers, ports = find_containers("input_service.yaml"), find_free_ports(2)
+    address = f"localhost:{ports[0]}"
+    replacements = {"deeplab-data:5050": address, "=5050": f"={ports[0]}"}
+    replacements |= {"=5051": f"={ports[1]}", "$(POD_IP)": "localhost"}
+    replacements |= {"=/state": f"={tmp_path}/state"}
+    with contextlib.ExitStack() as stack:
+        for name in ("dispatcher", "worker"):
+            container = containers[name]
+            assert container["command"] == ["deeplab-data-worker"]
+            command = [sys.executable, "-m", "deeplab_tf.data.worker"]
+            command += replace_all(container["args"], replacements)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            assert process.stdout.readline()
+        command = [sys.executable, "-m", "deeplab_tf", "train", *SHORT]
+        command += [f"--dataset_dir={tiny_records}", "--train_crop_size=33,33"]
+        command += ["--model_variant=mobilenet_v2", f"--train_logdir={tmp_path}/logs"]
+        command += [f"--data_service=grpc://{address}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "logs/model.ckpt-2.index").exists()
+
+
+@pytest.mark.slow
+def test_container_commands_label_on_dask(
+    beam_environment, tiny_export, voc_root, tmp_path
+):
+    (tmp_path / "photos").mkdir()
+    for path in sorted((voc_root / "JPEGImages").iterdir())[:3]:
+        shutil.copy(path, tmp_path / "photos")
+    containers, [port] = find_containers("label_on_dask.yaml"), find_free_ports(1)
+    replacements = {"deeplab-dask:8786": f"localhost:{port}", "=8786": f"={port}"}
+    replacements |= {"/models/export": tiny_export, "--nworkers=4": "--nworkers=2"}
+    replacements |= {"=/photos": "=photos", "=/labels": "=labels"}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    with contextlib.ExitStack() as stack:
+        for name in ("scheduler", "worker", "predict"):
+            program, *words = containers[name]["command"]
+            command = [beam_environment / program, *words]
+            command += replace_all(containers[name]["args"], replacements)
+            if name != "predict":
+                # Connections are tried again until the scheduler listens.
+                process = subprocess.Popen(command, cwd=tmp_path, env=variables)
+                stack.callback(process.wait)
+                stack.callback(process.terminate)
+        done = wheels.run(*command, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plain = [beam_environment / "deeplab-predict", f"--model={tiny_export}"]
+    plain += ["--images=photos", "--output_dir=expected"]
+    assert wheels.run(*plain, folder=tmp_path).returncode == 0
+    expected = sorted((tmp_path / "expected").glob("*_label.png"))
+    assert len(expected) == 3
+    for path in expected:
+        assert (tmp_path / "labels" / path.name).read_bytes() == path.read_bytes()
