@@ -187,7 +187,7 @@ def test_container_commands_serve_input(tiny_records, tmp_path):
             command = [sys.executable, "-m", "deeplab_tf.data.worker"]
             command += replace_all(container["args"], replacements)
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
             assert process.stdout.readline()
         command = [sys.executable, "-m", "deeplab_tf", "train", *SHORT]
