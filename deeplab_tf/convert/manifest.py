@@ -235,7 +235,7 @@ def _format(
                 "size": shard.size,
                 "members": [json.dumps(member) for member in shard.members],
             }
-            for key, shard in shards.items()
+            for key, shard in sorted(shards.items())
         },
         "skipped": {
             split: [json.dumps(row) for row in rows.values()]
